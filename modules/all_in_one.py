@@ -1,0 +1,89 @@
+"""`model_cycle`: the attention, graph and reconstruction networks composed, in the wirings of both papers."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from .gcn import GraphHash
+from .mlp import MLP
+
+
+class CycleNet(nn.Module):
+    """Fuse image and label features, pass them through the batch's similarity graph, and reconstruct both codes.
+
+    The N samples of the batch are the sequence of every attention (one head, batch size 1). Both variants fuse alike;
+    they differ in what the two reconstruction branches attend to:
+
+        branch   MM Asia 2021 ("mmasia")    TOMM 2022 ("tomm")
+        image    q = k = F_label, v = Z     q = k = Z, v = F_label
+        label    q = k = F_image, v = Z     q = k = Z, v = F_image
+
+    Args:
+        code_length: K.
+        variant: "mmasia" or "tomm".
+        image_dim, label_dim: widths of F_image and F_label.
+        latent_dim: width of Z, the latent features.
+        hidden_dim: hidden width of the two reconstruction MLPs; their feature width is label_dim.
+        dropout: probability before the latent hash layer.
+
+    Raises:
+        ValueError: unknown variant.
+    """
+
+    def __init__(
+        self,
+        code_length: int,
+        *,
+        variant: str = "mmasia",
+        image_dim: int = 4096,
+        label_dim: int = 512,
+        latent_dim: int = 1024,
+        hidden_dim: int = 1024,
+        dropout: float = 0.5,
+    ) -> None:
+        super().__init__()
+        if variant not in ("mmasia", "tomm"):
+            raise ValueError(f"variant must be 'mmasia' or 'tomm', not {variant!r}")
+        self.variant = variant
+        self.self_attention_lat = attention(label_dim, image_dim)
+        self.gcn = GraphHash(label_dim, latent_dim, code_length, dropout=dropout)
+        if variant == "mmasia":
+            self.self_attention_image_rec = attention(label_dim, latent_dim)
+            self.self_attention_label_rec = attention(image_dim, latent_dim)
+            image_rec_dim, label_rec_dim = label_dim, image_dim
+        else:
+            self.self_attention_image_rec = attention(latent_dim, label_dim)
+            self.self_attention_label_rec = attention(latent_dim, image_dim)
+            image_rec_dim, label_rec_dim = latent_dim, latent_dim
+        self.model_image_rec = MLP(image_rec_dim, code_length, hidden_dim=hidden_dim, feature_dim=label_dim)
+        self.model_label_rec = MLP(label_rec_dim, code_length, hidden_dim=hidden_dim, feature_dim=label_dim)
+
+    def forward(
+        self, image_features: Tensor, label_features: Tensor, similarity: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """F_image [N, 4096], F_label [N, 512], S [N, N] → U_latent [N, K], Z [N, 1024], U_image_rec, U_label_rec [N, K].
+
+        The features are detached here, so no gradient of the cycle reaches model_image or model_label through them.
+        """
+        image_features, label_features = image_features.detach(), label_features.detach()
+        fused = attend(self.self_attention_lat, label_features, image_features)  # [N, 512]
+        latent_code, latent_features = self.gcn(fused, similarity)  # [N, K], [N, 1024]
+        if self.variant == "mmasia":
+            image_rec = attend(self.self_attention_image_rec, label_features, latent_features)  # [N, 512]
+            label_rec = attend(self.self_attention_label_rec, image_features, latent_features)  # [N, 4096]
+        else:
+            image_rec = attend(self.self_attention_image_rec, latent_features, label_features)  # [N, 1024]
+            label_rec = attend(self.self_attention_label_rec, latent_features, image_features)  # [N, 1024]
+        _, image_code_rec = self.model_image_rec(image_rec)
+        _, label_code_rec = self.model_label_rec(label_rec)
+        return latent_code, latent_features, image_code_rec, label_code_rec
+
+
+def attention(embed_dim: int, value_dim: int) -> nn.MultiheadAttention:
+    """One head; keys as wide as the queries, values as wide as they come."""
+    return nn.MultiheadAttention(embed_dim, num_heads=1, kdim=embed_dim, vdim=value_dim)
+
+
+def attend(layer: nn.MultiheadAttention, query_and_key: Tensor, value: Tensor) -> Tensor:
+    """Attention over the batch: query_and_key [N, E], value [N, V] → [N, E]. The attention weights are not needed."""
+    return layer(query_and_key, query_and_key, value, need_weights=False)[0]

@@ -1,0 +1,25 @@
+"""The graph-convolution layer of Kipf & Welling (ICLR 2017, https://arxiv.org/abs/1609.02907)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class GraphConvolution(nn.Module):
+    """adjacency · (x · weight) + bias, with the layer's own initialisation: uniform in ±1/√out_features.
+
+    The adjacency is used as it comes. SCHN passes the 0/1 similarity of the batch without normalising it.
+    """
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(in_features, out_features))
+        self.bias = nn.Parameter(torch.empty(out_features))
+        bound = out_features**-0.5
+        nn.init.uniform_(self.weight, -bound, bound)
+        nn.init.uniform_(self.bias, -bound, bound)
+
+    def forward(self, x: Tensor, adjacency: Tensor) -> Tensor:
+        """x [N, in_features], adjacency [N, N] → [N, out_features]."""
+        return torch.addmm(self.bias, adjacency, x @ self.weight)
