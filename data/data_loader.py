@@ -1,0 +1,193 @@
+"""Batches: (images float32 [N, 3, S, S], labels float32 [N, C], index int64 [N]).
+
+What a batch holds depends on its key alone: order, crops and mirror images are drawn for the whole pass before the
+first batch is made. Threads only share out the work. An index is a row of the dataset; it stays on the CPU, where
+it can index a tensor on any device.
+"""
+
+from __future__ import annotations
+
+import itertools
+import weakref
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeAlias
+
+import numpy as np
+import torch
+
+from data.image_dataset import ImageDataset
+from data.pixels import MemoryPixels
+from data.transform import AUGMENTATIONS, draw_windows
+from utils.errors import UserError
+from utils.seeding import generator
+
+Batch: TypeAlias = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
+_AHEAD = 2  # batches made ahead of the one in use
+
+
+class _Buffers:
+    """Memory for batches on the CPU, used again once no tensor looks at it any more.
+
+    Fresh memory costs a page fault every 4 KiB, which for a batch of 64 takes as long as a good part of the work.
+    """
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self._shape = shape
+        self._free: deque[np.ndarray] = deque()
+
+    def take(self, count: int) -> torch.Tensor:
+        """float32 [count, ...], not initialised."""
+        memory = self._free.pop() if self._free else np.empty(self._shape, dtype=np.float32)
+        view = memory[:count]
+        # The tensor's storage keeps `view` alive; when the last tensor on it goes, the memory is free again.
+        weakref.finalize(view, self._free.append, memory).atexit = False
+        return torch.from_numpy(view)
+
+
+class BatchLoader:
+    """An iterable of batches with a length. Iterating again gives the same batches again."""
+
+    def __init__(
+        self,
+        dataset: ImageDataset,
+        index: torch.Tensor,
+        table: np.ndarray,
+        batch_size: int,
+        device: torch.device | str,
+        num_workers: int = 0,
+        channels_last: bool = False,
+    ) -> None:
+        """`index` is int64 [n] in the order of the batches, `table` the n windows (transform.py)."""
+        if batch_size < 1:
+            raise UserError(f"--batch-size must be 1 or more, not {batch_size}.")
+        self.dataset = dataset
+        self.batch_size = batch_size
+        self.device = torch.device(device)
+        self.num_workers = num_workers
+        self.channels_last = channels_last
+        self._index = index
+        self._table = table
+
+    def __len__(self) -> int:
+        return -(-len(self._index) // self.batch_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        if self.device.type != "cpu" and isinstance(self.dataset.source, MemoryPixels):
+            for start in range(0, len(self._index), self.batch_size):
+                index, rows, table = self._part(start)
+                images = self.dataset.source.make_on(self.device, rows, table, self.dataset.image_size)
+                yield self._finish(images, index)
+            return
+        size = self.dataset.image_size
+        buffers = _Buffers((min(self.batch_size, len(self._index)), 3, size, size))
+        threads = self.num_workers or torch.get_num_threads()
+        ahead = _AHEAD if self.num_workers else 0
+        starts = deque(range(0, len(self._index), self.batch_size))
+        pending: deque[tuple[torch.Tensor, torch.Tensor, list[Future[None]]]] = deque()
+        with ThreadPoolExecutor(threads, thread_name_prefix="batch") as executor:
+            try:
+                while starts or pending:
+                    while starts and len(pending) <= ahead:
+                        pending.append(self._start(starts.popleft(), buffers, executor, threads))
+                    images, index, parts = pending.popleft()
+                    for part in parts:
+                        part.result()
+                    batch = self._finish(images, index)
+                    del images
+                    yield batch
+                    del batch  # the caller's tensors alone decide when the memory is free
+            finally:
+                executor.shutdown(wait=True, cancel_futures=True)
+
+    def _part(self, start: int) -> tuple[torch.Tensor, np.ndarray, np.ndarray]:
+        index = self._index[start : start + self.batch_size]
+        return index, self.dataset.rows[index.numpy()], self._table[start : start + self.batch_size]
+
+    def _start(
+        self, start: int, buffers: _Buffers, executor: ThreadPoolExecutor, threads: int
+    ) -> tuple[torch.Tensor, torch.Tensor, list[Future[None]]]:
+        index, rows, table = self._part(start)
+        if self.device.type == "cuda":  # pragma: no cover - page-locked memory, which torch keeps and reuses by itself
+            size = self.dataset.image_size
+            images = torch.empty(len(rows), 3, size, size, pin_memory=True)
+        else:
+            images = buffers.take(len(rows))
+        out = images.numpy()
+        cuts = np.linspace(0, len(rows), min(threads, len(rows)) + 1).astype(int)
+        parts = [
+            executor.submit(self.dataset.source.fill, rows[low:high], table[low:high], out[low:high])
+            for low, high in itertools.pairwise(cuts)
+        ]
+        return images, index, parts
+
+    def _finish(self, images: torch.Tensor, index: torch.Tensor) -> Batch:
+        labels = self.dataset.labels[index].to(self.device, non_blocking=True)
+        images = images.to(self.device, non_blocking=True)
+        if self.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        return images, labels, index.clone()
+
+
+def _as_index(dataset: ImageDataset, indices: Sequence[int] | torch.Tensor | np.ndarray | None) -> torch.Tensor:
+    if indices is None:
+        return torch.arange(len(dataset))
+    index = torch.as_tensor(indices, dtype=torch.int64).cpu().reshape(-1)
+    if len(index) and (int(index.min()) < 0 or int(index.max()) >= len(dataset)):
+        raise IndexError(f"indices must be in 0..{len(dataset) - 1}")
+    return index
+
+
+def train_batches(
+    dataset: ImageDataset,
+    indices: Sequence[int] | torch.Tensor | np.ndarray,
+    *,
+    batch_size: int,
+    key: Sequence[int | str],
+    augment: str,
+    device: torch.device | str = "cpu",
+    num_workers: int = 0,
+    channels_last: bool = False,
+) -> BatchLoader:
+    """One pass over ``dataset[indices]``, shuffled and augmented; the last, smaller batch is kept.
+
+    Args:
+        indices: rows of the dataset, int64 [n].
+        key: of `utils.seeding.generator`. The same key gives the same batches to the last bit, another key others.
+        augment: "crop-flip": RandomResizedCrop(S) and a mirror image of every second one, torchvision's law;
+            "crop": 60 to 100 % of the area, width / height 9/10 to 10/9, never mirrored; "none": as in evaluation.
+        num_workers: threads that make batches ahead; 0: a batch is made when it is asked for, by all torch threads.
+        channels_last: images in torch.channels_last memory format.
+
+    Raises:
+        UserError: an augmentation or batch size that there is not.
+    """
+    if augment not in AUGMENTATIONS:
+        raise UserError(f"--augment must be one of {', '.join(AUGMENTATIONS)}, not {augment!r}.")
+    index = _as_index(dataset, indices)
+    random = generator(*key)
+    index = index[torch.randperm(len(index), generator=random)]
+    rows = dataset.rows[index.numpy()]
+    law = AUGMENTATIONS[augment]
+    if law is None:
+        table = dataset.eval_windows(rows)
+    else:
+        table = draw_windows(dataset.source.sizes[rows], dataset.image_size, law, random)
+    return BatchLoader(dataset, index, table, batch_size, device, num_workers, channels_last)
+
+
+def eval_batches(
+    dataset: ImageDataset,
+    *,
+    batch_size: int,
+    device: torch.device | str = "cpu",
+    indices: Sequence[int] | torch.Tensor | np.ndarray | None = None,
+    num_workers: int = 0,
+    channels_last: bool = False,
+) -> BatchLoader:
+    """The dataset (or ``dataset[indices]``) in order, Resize(256 S / 224) and CenterCrop(S); see `train_batches`."""
+    index = _as_index(dataset, indices)
+    table = dataset.eval_windows(dataset.rows[index.numpy()])
+    return BatchLoader(dataset, index, table, batch_size, device, num_workers, channels_last)

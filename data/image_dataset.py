@@ -1,0 +1,101 @@
+"""The two halves of a split, as torch datasets over one source of pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from data.pixels import PixelSource
+from data.transform import eval_windows
+
+
+class ImageDataset(Dataset[tuple[torch.Tensor, torch.Tensor, int]]):
+    """Some rows of a pixel source with their labels.
+
+    ``dataset[i]`` is (image float32 [3, S, S], label float32 [C], i), the image resized, cut in the middle and
+    normalised by the mean and standard deviation of ImageNet.
+
+    Attributes:
+        labels: float32 multi-hot [n, C].
+        image_size: S, pixels.
+        shorter_side: pixels of the shorter side after Resize, before the central crop.
+        source, rows: the pixel source and the rows of it that belong here (int64 [n]).
+    """
+
+    def __init__(
+        self, source: PixelSource, rows: np.ndarray, labels: torch.Tensor, image_size: int, shorter_side: int
+    ) -> None:
+        assert len(rows) == len(labels)
+        self.source = source
+        self.rows = np.asarray(rows, dtype=np.int64)
+        self.labels = labels
+        self.image_size = image_size
+        self.shorter_side = shorter_side
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor, int]:
+        position = range(len(self))[index]  # negative positions and IndexError, as a list has them
+        rows = self.rows[position : position + 1]
+        image = torch.empty(1, 3, self.image_size, self.image_size, dtype=torch.float32)
+        self.source.fill(rows, self.eval_windows(rows), image.numpy())
+        return image[0], self.labels[position], position
+
+    def eval_windows(self, rows: np.ndarray) -> np.ndarray:
+        """Resize and CenterCrop of the source's `rows`: windows, int64 [N, 9]."""
+        return eval_windows(self.source.sizes[rows], self.image_size, self.shorter_side)
+
+    @property
+    def paths(self) -> list[str] | None:
+        """A file name an image, None where there are no files."""
+        names = self.source.names
+        return None if names is None else [names[row] for row in self.rows.tolist()]
+
+    def pixels(self, indices: Iterable[int]) -> list[torch.Tensor]:
+        """The stored pixels of some images, before any transform: a list of uint8 [3, height, width]."""
+        return [self.source.image(int(self.rows[range(len(self))[int(index)]])) for index in indices]
+
+
+@dataclass
+class Split:
+    """Queries and database of one dataset.
+
+    Attributes:
+        query, database: the two halves; the database is also the training pool.
+        num_classes: C, the width of the labels.
+        class_names: a name a column of the labels, None where nothing names them.
+        multi_label: whether an image may have several labels.
+        name: the dataset's name, as given to `load_data`.
+    """
+
+    query: ImageDataset
+    database: ImageDataset
+    num_classes: int
+    class_names: list[str] | None
+    multi_label: bool
+    name: str
+
+
+def make_split(
+    name: str,
+    source: PixelSource,
+    labels: torch.Tensor,
+    query: np.ndarray,
+    database: np.ndarray,
+    *,
+    image_size: int,
+    shorter_side: int,
+    class_names: list[str] | None,
+    multi_label: bool,
+) -> Split:
+    """A `Split` of the rows `query` and `database` of one source; `labels` float32 [n, C] of the whole source."""
+    halves = [
+        ImageDataset(source, rows, labels[torch.from_numpy(rows)], image_size, shorter_side)
+        for rows in (query, database)
+    ]
+    return Split(halves[0], halves[1], labels.shape[1], class_names, multi_label, name)

@@ -1,0 +1,146 @@
+"""Where an image is cut and how it is resized: the laws of torchvision's transforms, drawn for a whole pass at once.
+
+A *window* says how one output image is made from one stored image: a box of the stored image is resized
+(bilinear, antialiased: the triangle filter of Pillow and torchvision) to some output size, and S x S pixels of that
+output are kept, mirrored or not. RandomResizedCrop is a window whose box is the crop and whose output is kept
+whole; Resize + CenterCrop is a window whose box is the whole image and whose output is kept in the middle only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+# torchvision's constants for networks trained on ImageNet, for RGB in [0, 1].
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+# out = value * PIXEL_SCALE + PIXEL_BIAS is ToTensor and Normalize in one step, for value in 0..255.
+PIXEL_SCALE = np.array([1 / (255 * std) for std in IMAGENET_STD], dtype=np.float32)
+PIXEL_BIAS = np.array([-mean / std for mean, std in zip(IMAGENET_MEAN, IMAGENET_STD, strict=True)], dtype=np.float32)
+
+# The columns of a window table.
+TOP, LEFT, HEIGHT, WIDTH, OUT_HEIGHT, OUT_WIDTH, OFFSET_Y, OFFSET_X, FLIP = range(9)
+
+_TRIES = 10  # torchvision's number of tries before it falls back to a central crop
+
+
+@dataclass(frozen=True)
+class CropLaw:
+    """The law of a random crop: share of the area (uniform), width / height (log-uniform), chance of a mirror image."""
+
+    scale: tuple[float, float]
+    ratio: tuple[float, float]
+    flip: float
+
+
+AUGMENTATIONS: dict[str, CropLaw | None] = {
+    "crop-flip": CropLaw(scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3), flip=0.5),  # torchvision's defaults
+    "crop": CropLaw(scale=(0.6, 1.0), ratio=(9 / 10, 10 / 9), flip=0.0),  # mild: a mirrored digit is no digit
+    "none": None,
+}
+
+
+def shorter_side_for(image_size: int) -> int:
+    """The shorter side before the central crop: 256 for 224, and in the same proportion for other sizes."""
+    return round(256 * image_size / 224)
+
+
+def resized_size(height: int, width: int, shorter_side: int) -> tuple[int, int]:
+    """(height, width) after torchvision's ``Resize(shorter_side)``."""
+    if height <= width:
+        return shorter_side, int(shorter_side * width / height)
+    return int(shorter_side * height / width), shorter_side
+
+
+def draw_windows(sizes: np.ndarray, image_size: int, law: CropLaw, generator: torch.Generator) -> np.ndarray:
+    """Draw a crop, and perhaps a mirror image, for each image: int64 [n, 9], columns as named above.
+
+    `sizes` is int [n, 2], (height, width) of each stored image. The law is that of torchvision's
+    ``RandomResizedCrop.get_params``: up to ten tries of area x U(scale) and exp(U(log ratio)), the first that fits
+    in the image at a uniform place; if none fits, the central crop of the nearest allowed ratio. Every image takes
+    the same count of random numbers, so that one image's size does not change another's crop.
+    """
+    n = len(sizes)
+    draws = torch.rand(n, 2 * _TRIES + 3, generator=generator, dtype=torch.float64).numpy()
+    height, width = (sizes[:, axis].astype(np.int64) for axis in (0, 1))
+    area = (height * width)[:, None] * (law.scale[0] + (law.scale[1] - law.scale[0]) * draws[:, :_TRIES])
+    log_low, log_high = np.log(law.ratio[0]), np.log(law.ratio[1])
+    ratio = np.exp(log_low + (log_high - log_low) * draws[:, _TRIES : 2 * _TRIES])  # [n, tries]
+    crop_width = np.rint(np.sqrt(area * ratio)).astype(np.int64)
+    crop_height = np.rint(np.sqrt(area / ratio)).astype(np.int64)
+    fits = (crop_width > 0) & (crop_width <= width[:, None]) & (crop_height > 0) & (crop_height <= height[:, None])
+    first = fits.argmax(1)  # [n], 0 also where none fits: put right below
+    rows = np.arange(n)
+    fitted = fits[rows, first]
+
+    image_ratio = width / height
+    wide, tall = image_ratio > law.ratio[1], image_ratio < law.ratio[0]
+    central_width = np.where(wide, np.rint(height * law.ratio[1]).astype(np.int64), width)
+    central_height = np.where(tall, np.rint(width / law.ratio[0]).astype(np.int64), height)
+
+    box_height = np.where(fitted, crop_height[rows, first], np.maximum(central_height, 1))
+    box_width = np.where(fitted, crop_width[rows, first], np.maximum(central_width, 1))
+    free_y, free_x = height - box_height, width - box_width
+    table = np.empty((n, 9), dtype=np.int64)
+    table[:, TOP] = np.where(fitted, np.floor(draws[:, -3] * (free_y + 1)), free_y // 2)
+    table[:, LEFT] = np.where(fitted, np.floor(draws[:, -2] * (free_x + 1)), free_x // 2)
+    table[:, HEIGHT], table[:, WIDTH] = box_height, box_width
+    table[:, OUT_HEIGHT] = table[:, OUT_WIDTH] = image_size
+    table[:, OFFSET_Y] = table[:, OFFSET_X] = 0
+    table[:, FLIP] = draws[:, -1] < law.flip
+    return table
+
+
+def eval_windows(sizes: np.ndarray, image_size: int, shorter_side: int) -> np.ndarray:
+    """``Resize(shorter_side)`` and ``CenterCrop(image_size)`` of each image: int64 [n, 9]."""
+    table = np.zeros((len(sizes), 9), dtype=np.int64)
+    table[:, HEIGHT], table[:, WIDTH] = sizes[:, 0], sizes[:, 1]
+    unique, inverse = np.unique(sizes, axis=0, return_inverse=True)
+    resized = np.array([resized_size(int(h), int(w), shorter_side) for h, w in unique], dtype=np.int64).reshape(-1, 2)
+    offsets = np.array([[round((side - image_size) / 2) for side in pair] for pair in resized.tolist()], dtype=np.int64)
+    inverse = inverse.reshape(-1)
+    table[:, OUT_HEIGHT : OUT_WIDTH + 1] = resized[inverse]
+    table[:, OFFSET_Y : OFFSET_X + 1] = offsets.reshape(-1, 2)[inverse]
+    return table
+
+
+def interpolation_matrix(
+    first: torch.Tensor, length: torch.Tensor, total: torch.Tensor, offset: torch.Tensor, count: int, size: int
+) -> torch.Tensor:
+    """Weights of ``count`` output positions over ``size`` stored ones: float32 [N, count, size], rows sum to 1.
+
+    Input positions ``first .. first + length`` are resized to ``total`` outputs, of which ``offset .. offset + count``
+    are kept; all int64 [N]. The filter is the triangle of half width max(1, length / total), cut at the box.
+    """
+    scale = length.double() / total.double()
+    support = scale.clamp(min=1.0)[:, None, None]
+    output = torch.arange(count, device=first.device)
+    center = (output + offset[:, None] + 0.5).double() * scale[:, None]  # [N, count], from the start of the box
+    position = torch.arange(size, device=first.device) - first[:, None]  # [N, size]
+    inside = (position >= 0) & (position < length[:, None])
+    weights = (1 - (position[:, None, :] + 0.5 - center[:, :, None]).abs() / support).clamp(min=0)
+    weights = weights * inside[:, None, :]
+    return (weights / weights.sum(2, keepdim=True)).float()
+
+
+def resample_by_matrices(pixels: torch.Tensor, table: np.ndarray, image_size: int) -> torch.Tensor:
+    """Cut, resize, mirror and normalise a batch as two matrix products an image: float32 [N, 3, S, S].
+
+    `pixels` is uint8 [N, 3, h, w], all of one size, on any device; `table` the windows, int64 [N, 9].
+    This is the way on a GPU, and on a CPU without numba; resample.py is the faster way on a CPU.
+    """
+    device = pixels.device
+    columns = torch.from_numpy(np.ascontiguousarray(table.T)).to(device)
+    vertical = interpolation_matrix(
+        columns[TOP], columns[HEIGHT], columns[OUT_HEIGHT], columns[OFFSET_Y], image_size, pixels.shape[2]
+    )  # [N, S, h]
+    horizontal = interpolation_matrix(
+        columns[LEFT], columns[WIDTH], columns[OUT_WIDTH], columns[OFFSET_X], image_size, pixels.shape[3]
+    )  # [N, S, w]
+    horizontal = torch.where(columns[FLIP].bool()[:, None, None], horizontal.flip(1), horizontal)
+    scale, bias = (torch.from_numpy(array).to(device)[None, :, None, None] for array in (PIXEL_SCALE, PIXEL_BIAS))
+    rows = pixels.float() @ horizontal.transpose(1, 2)[:, None]  # [N, 3, h, S]
+    return (vertical[:, None] @ rows) * scale + bias
