@@ -11,13 +11,25 @@ from typing import Any
 
 from data.cifar10 import load_cifar10
 from data.digits import load_digits
+from data.duplicates import report_duplicates
+from data.flickr25k import load_flickr25k
+from data.folder import load_folder
 from data.image_dataset import ImageDataset, Split
+from data.imagenet import load_imagenet
+from data.lists import load_lists
+from data.nus_wide import load_nus_wide_tc10, load_nus_wide_tc21
 from data.options import Options
 from utils.errors import UserError
 
 DATASETS: dict[str, Callable[..., Split]] = {
     "cifar-10": load_cifar10,
+    "nus-wide-tc21": load_nus_wide_tc21,
+    "nus-wide-tc10": load_nus_wide_tc10,
+    "flickr25k": load_flickr25k,
+    "imagenet": load_imagenet,
     "digits": load_digits,
+    "folder": load_folder,
+    "lists": load_lists,
 }
 
 _COMMON = [field.name for field in fields(Options)]
@@ -49,7 +61,10 @@ def load_data(name: str, root: str | Path, **options: Any) -> Split:
     common = Options(**{key: value for key, value in options.items() if key in _COMMON})
     if common.split is not None and name != "flickr25k":
         raise UserError(f"Dataset {name} has one split only: leave --split out, it belongs to flickr25k.")
-    return loader(Path(root), common, **{key: value for key, value in options.items() if key in own})
+    split = loader(Path(root), common, **{key: value for key, value in options.items() if key in own})
+    if common.check:
+        report_duplicates(split, common.threads)
+    return split
 
 
 __all__ = ["DATASETS", "ImageDataset", "Split", "load_data"]

@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 
 from data.pixels import PixelSource
 from data.transform import eval_windows
+from utils.errors import UserError
 
 
 class ImageDataset(Dataset[tuple[torch.Tensor, torch.Tensor, int]]):
@@ -93,9 +94,14 @@ def make_split(
     class_names: list[str] | None,
     multi_label: bool,
 ) -> Split:
-    """A `Split` of the rows `query` and `database` of one source; `labels` float32 [n, C] of the whole source."""
-    halves = [
-        ImageDataset(source, rows, labels[torch.from_numpy(rows)], image_size, shorter_side)
-        for rows in (query, database)
-    ]
+    """A `Split` of the rows `query` and `database` of one source; `labels` float32 [n, C] of the whole source.
+
+    Images that cannot be read (size 0) are left out here, after the draw: one bad file changes no other image's side.
+    """
+    halves = []
+    for what, rows in (("query", query), ("database", database)):
+        good = rows[source.sizes[rows, 0] > 0]
+        if not len(good):
+            raise UserError(f"{name}: no {what} image can be read.")
+        halves.append(ImageDataset(source, good, labels[torch.from_numpy(good)], image_size, shorter_side))
     return Split(halves[0], halves[1], labels.shape[1], class_names, multi_label, name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ class PixelSource(ABC):
 
     sizes: np.ndarray  # int32 [n, 2]: (height, width) of each stored image; (0, 0) where it cannot be read
     names: Sequence[str] | None = None  # a file name an image, where there are files
+    root: Path | None = None  # the folder that the names start from
 
     def __len__(self) -> int:
         return len(self.sizes)
