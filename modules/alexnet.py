@@ -18,7 +18,7 @@ class AlexNetHash(nn.Module):
     """Images [N, 3, H, W] → (F_image [N, 4096], U_image [N, K]).
 
     F_image is what leaves the second fully connected ReLU (dropout 0.5 before each fully connected layer);
-    U_image = tanh(Linear 4096 → K). The convolutional part and the two kept classifier layers carry torchvision's names.
+    U_image = tanh(Linear 4096 → K). All layers but the hash layer carry torchvision's names.
 
     Args:
         code_length: K.
@@ -56,8 +56,8 @@ class AlexNetHash(nn.Module):
         for problem, names in (("lacks", missing), ("has the unknown entry", unknown)):
             if names:
                 raise UserError(
-                    f"--weights {source}: the file {problem} '{names[0]}' ({len(names)} such); it must be a state dict of "
-                    "torchvision's AlexNet or of a trained model_image."
+                    f"--weights {source}: the file {problem} '{names[0]}' ({len(names)} such); it must be a state dict "
+                    "of torchvision's AlexNet or of a trained model_image."
                 )
         if wrong:
             name = wrong[0]

@@ -61,7 +61,7 @@ class CycleNet(nn.Module):
     def forward(
         self, image_features: Tensor, label_features: Tensor, similarity: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """F_image [N, 4096], F_label [N, 512], S [N, N] → U_latent [N, K], Z [N, 1024], U_image_rec, U_label_rec [N, K].
+        """F_image [N, 4096], F_label [N, 512], S [N, N] → U_latent [N, K], Z [N, 1024], then both U_rec [N, K].
 
         The features are detached here, so no gradient of the cycle reaches model_image or model_label through them.
         """

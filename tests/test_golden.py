@@ -84,9 +84,7 @@ def test_discriminator(golden):
     fake = net(golden["loss.image_rec"], golden["loss.label_rec"])
     assert_equal(real, golden["discriminator.p_real"])
     assert_equal(fake, golden["discriminator.p_fake"])
-    assert_equal(
-        discriminator_loss(real, fake), golden["discriminator.loss_real"] + golden["discriminator.loss_fake"]
-    )
+    assert_equal(discriminator_loss(real, fake), golden["discriminator.loss_real"] + golden["discriminator.loss_fake"])
     assert_equal(generator_loss(fake), golden["discriminator.loss_generator"])
 
 

@@ -1,0 +1,121 @@
+"""SCHN, MM Asia 2021 (https://doi.org/10.1145/3469877.3490583): the whole recipe.
+
+Three networks learn continuous codes of the drawn images, of their labels and of their similarity graph; a discrete
+step turns them into B, the binary codes of the database. docs/method.md has the formulas. Run it through run.py.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+
+from data import Split
+from data.data_loader import train_batches
+from modules import MLP, AlexNetHash, CycleNet, cycle_loss_parts
+from utils.checkpoint import Checkpoint
+from utils.discrete import draw_sample, label_similarity, soft_similarity, update_codes
+from utils.progress import Progress
+from utils.report import Report
+from utils.run_folder import RunFolder
+from utils.seeding import seed_everything
+from utils.settings import Settings
+
+
+def train(settings: Settings, code_length: int, split: Split, run: RunFolder) -> dict[str, Any]:
+    """Train one code length and write what it leaves into the run's folder; returns its row of results.json.
+
+    Raises:
+        UserError: unusable weights, a loss that is no longer finite, or a folder that can no longer be written to.
+    """
+    seed_everything(settings.seed)
+    device, database = run.device, split.database
+    labels = database.labels.to(device)  # [n_database, C]
+
+    # ---- Networks ----
+    model_image = AlexNetHash(code_length, weights=None if settings.weights == "none" else settings.weights).to(device)
+    model_label = MLP(split.num_classes, code_length).to(device)
+    model_cycle = CycleNet(code_length, variant="mmasia").to(device)
+
+    # ---- Optimisers ----
+    adam = partial(torch.optim.Adam, lr=settings.lr, weight_decay=settings.weight_decay, fused=True)
+    optimizer = adam([*model_image.parameters(), *model_label.parameters(), *model_cycle.parameters()])
+
+    # ---- Alternating optimisation ----
+    run.open()
+    report = Report(run, settings, code_length, split, model_image)
+    codes = torch.zeros(len(database), code_length, device=device)  # B; rows never drawn stay 0
+    checkpoint = Checkpoint(
+        run,
+        code_length,
+        codes,
+        model_image=model_image,
+        model_label=model_label,
+        model_cycle=model_cycle,
+        optimizer=optimizer,
+        report=report,
+    )
+    done = checkpoint.restore()
+    with Progress(settings, code_length, done) as progress:
+        for iteration in range(done, settings.max_iter):
+            sample = draw_sample(len(database), settings.num_samples, settings.seed, iteration)  # Ω, ascending
+            # The last continuous codes of every drawn row, [num_samples, K] each.
+            sample_image_code = torch.zeros(settings.num_samples, code_length, device=device)
+            sample_label_code, sample_latent_code = sample_image_code.clone(), sample_image_code.clone()
+
+            # ---- Passes over the sample: the networks learn, B is fixed ----
+            for epoch in range(settings.max_epoch):
+                batches = train_batches(
+                    database,
+                    sample,
+                    batch_size=settings.batch_size,
+                    key=(settings.seed, "batches", iteration, epoch),  # every pass shuffles and crops afresh
+                    augment=settings.augment,
+                    device=device,
+                    num_workers=settings.num_workers,
+                )
+                for images, targets, rows in batches:  # [N, 3, S, S], [N, C], [N]
+                    similarity = label_similarity(targets)  # [N, N]
+
+                    # ---- Cycle step ----
+                    image_features, image_code = model_image(images)  # [N, 4096], [N, K]
+                    label_features, label_code = model_label(targets)  # [N, 512], [N, K]
+                    latent_code, _, image_code_rec, label_code_rec = model_cycle(
+                        image_features, label_features, similarity
+                    )  # [N, K], Z, [N, K], [N, K]
+                    losses = cycle_loss_parts(
+                        latent_code,
+                        image_code,
+                        label_code,
+                        image_code_rec,
+                        label_code_rec,
+                        codes[rows],  # b, [N, K]
+                        similarity,
+                        settings.gamma,
+                    )
+                    optimizer.zero_grad()
+                    torch.stack(list(losses.values())).sum().backward()
+                    optimizer.step()
+
+                    place = torch.searchsorted(sample, rows.cpu())
+                    sample_image_code[place] = image_code.detach()
+                    sample_label_code[place] = label_code.detach()
+                    sample_latent_code[place] = latent_code.detach()
+                    progress.step(losses)
+                means = progress.end_pass(iteration, epoch)
+
+            # ---- Discrete step: B learns, the networks are fixed ----
+            codes[sample] = update_codes(
+                codes[sample],
+                sample_image_code,
+                sample_label_code,
+                sample_latent_code,
+                soft_similarity(labels[sample], labels, sample),
+                alpha=settings.alpha,
+                beta=settings.beta,
+                gamma=settings.gamma,
+            )
+            report.iteration(iteration, codes, sample, means)
+            checkpoint.save(iteration)
+    return report.finish(codes)

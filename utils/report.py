@@ -1,0 +1,143 @@
+"""What a run reports: a line an iteration, and at the end the figures of the learned, filled and network codes."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from data import Split
+
+from .encode import encode
+from .evaluate import mean_average_precision
+from .progress import log
+from .run_folder import RunFolder
+from .settings import Settings
+
+
+class Report:
+    """Evaluates one code length while it trains, and writes its figures into the run's folder.
+
+    Args:
+        run: the run's folder.
+        settings: of the run.
+        code_length: K.
+        split: queries and database.
+        model_image: the image network that trains.
+    """
+
+    def __init__(self, run: RunFolder, settings: Settings, code_length: int, split: Split, model_image: nn.Module):
+        self.run, self.settings, self.code_length, self.split = run, settings, code_length, split
+        self.model_image = model_image
+        self.best: dict[str, Any] = {"iteration": 0, "expected": -1.0}
+        self.seconds = 0.0
+        self.clock = time.perf_counter()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps of the report."""
+        return {"best": self.best, "seconds": self.seconds}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state_dict`."""
+        self.best, self.seconds = state["best"], state["seconds"]
+
+    def iteration(self, iteration: int, codes: Tensor, sample: Tensor, losses: dict[str, float]) -> None:
+        """Write the line of a finished iteration; every `eval_iter` iterations and at the end with the mAP.
+
+        Args:
+            iteration: 0-based; the log counts from 1.
+            codes: B [n_database, K].
+            sample: Ω, the rows drawn in this iteration.
+            losses: means of the last pass, by part.
+        """
+        done = iteration + 1
+        line = {"code_length": self.code_length, "iteration": done, "loss": losses, **code_statistics(codes[sample])}
+        if done % self.settings.eval_iter == 0 or done == self.settings.max_iter:
+            line["map"] = self._map(self._encode(self.split.query), codes)
+            if line["map"] > self.best["expected"]:
+                self.best = {"iteration": done, "expected": line["map"]}
+            log.info("%d bits, iteration %d: mAP of the learned codes %.4f", self.code_length, done, line["map"])
+        self.run.log(line | {"seconds": round(self._lap(), 3)})
+
+    def finish(self, codes: Tensor) -> dict[str, Any]:
+        """Evaluate the trained model and write the four code files, the model and the row of results.json.
+
+        Three databases that a user must be able to tell apart, each under both tie rules. learned: the codes as
+        released, rows never drawn 0; learned_filled: those rows encoded by the network; network: the whole database so
+        encoded, the figure that tells how unseen images fare.
+
+        Args:
+            codes: B [n_database, K].
+
+        Returns:
+            The row of results.json.
+        """
+        query_code, network_code = self._encode(self.split.query), self._encode(self.split.database)
+        learned = codes.cpu()
+        never_drawn = (learned == 0).all(dim=1, keepdim=True)  # [n_database, 1]
+        databases = {
+            "learned": learned,
+            "learned_filled": torch.where(never_drawn, network_code, learned),
+            "network": network_code,
+        }
+        figures = {
+            kind: {ties: self._map(query_code, code, ties) for ties in ("expected", "stable")}
+            for kind, code in databases.items()
+        }
+        tensors = {
+            "query_code": query_code,
+            "database_code": learned,
+            "query_targets": self.split.query.labels,
+            "database_targets": self.split.database.labels,
+        }
+        self.run.save_codes(self.code_length, figures["learned"]["expected"], tensors)
+        self.run.save(f"model_image-{self.code_length}bits.pt", self.model_image.state_dict())
+        self._lap()
+        row = {
+            "method": self.settings.method,
+            "dataset": self.settings.dataset,
+            "code_length": self.code_length,
+            "seed": self.settings.seed,
+            "iterations": self.settings.max_iter,
+            "seconds": round(self.seconds, 3),
+            "map": figures,
+            "best": self.best,
+            "topk": self.settings.topk,
+        }
+        self.run.add_result(row)
+        return row
+
+    def _encode(self, dataset) -> Tensor:
+        return encode(
+            self.model_image,
+            dataset,
+            batch_size=self.settings.batch_size,
+            device=self.run.device,
+            num_workers=self.settings.num_workers,
+        )
+
+    def _map(self, query_code: Tensor, codes: Tensor, ties: str = "expected") -> float:
+        return mean_average_precision(
+            query_code,
+            codes.cpu(),
+            self.split.query.labels,
+            self.split.database.labels,
+            topk=self.settings.topk,
+            ties=ties,
+        )
+
+    def _lap(self) -> float:
+        now = time.perf_counter()
+        lap, self.clock = now - self.clock, now
+        self.seconds += lap
+        return lap
+
+
+def code_statistics(codes: Tensor) -> dict[str, Any]:
+    """Bit balance and variety of codes [n, K]: {"bit_mean": K means, "distinct": share of distinct codes}."""
+    return {
+        "bit_mean": [round(value, 4) for value in codes.mean(dim=0).tolist()],
+        "distinct": len(torch.unique(codes, dim=0)) / len(codes),
+    }

@@ -1,0 +1,255 @@
+"""The one settings object: every option of a run, its presets and its command line.
+
+A field's metadata holds all that the command line needs, so `Settings` is the single list of options: the flag is the
+field's name with dashes, its help one line, its group a heading of `--help`. Precedence: a flag given by the user, then
+the dataset's preset, then the default below (the release's settings).
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from .errors import UserError
+
+METHODS = ("main_mmasia", "main_tomm")
+AUGMENTATIONS = ("crop-flip", "crop", "none")
+
+
+def count(text: str) -> int:
+    """A whole number above 0."""
+    value = _number(int, text)
+    if value <= 0:
+        raise ValueError("is not a whole number above 0")
+    return value
+
+
+def count_or_zero(text: str) -> int:
+    """A whole number, 0 or more."""
+    value = _number(int, text)
+    if value < 0:
+        raise ValueError("is not a whole number of 0 or more")
+    return value
+
+
+def seed_number(text: str) -> int:
+    """A seed: a whole number from 0 to 2**63 - 1."""
+    value = _number(int, text)
+    if not 0 <= value < 2**63:
+        raise ValueError("is not a whole number from 0 to 2**63 - 1")
+    return value
+
+
+def whole(text: str) -> int:
+    """Any whole number."""
+    return _number(int, text)
+
+
+def positive(text: str) -> float:
+    """A finite number above 0."""
+    value = _number(float, text)
+    if not value > 0:
+        raise ValueError("is not a number above 0")
+    return value
+
+
+def weight(text: str) -> float:
+    """A finite number, 0 or more."""
+    value = _number(float, text)
+    if not value >= 0:
+        raise ValueError("is not a number of 0 or more")
+    return value
+
+
+def counts(text: str) -> tuple[int, ...]:
+    """Whole numbers above 0, comma-separated, none twice."""
+    values = tuple(count(part.strip()) for part in text.split(","))
+    if len(set(values)) != len(values):
+        raise ValueError("names a number twice")
+    return values
+
+
+def name(text: str) -> str:
+    """Any non-empty text."""
+    if not text:
+        raise ValueError("is empty")
+    return text
+
+
+def _number(kind: Callable[[str], Any], text: str) -> Any:
+    try:
+        value = kind(text)
+    except ValueError:
+        raise ValueError("is not a whole number" if kind is int else "is not a number") from None
+    if not math.isfinite(value):
+        raise ValueError("is not a finite number")
+    return value
+
+
+def option(
+    default: Any, parse: Callable[[str], Any], help: str, group: str, choices: Sequence[str] | None = None
+) -> Any:
+    """A field of `Settings`: its default and what the command line needs to know of it."""
+    metadata = {"parse": parse, "help": help, "group": group, "choices": choices}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Every option of a run. `Settings.for_dataset` fills in a dataset's preset."""
+
+    method: str = option("main_mmasia", name, "the variant to train", "What to run", METHODS)
+    dataset: str = option("digits", name, "image collection; see docs/datasets.md", "What to run")
+    root: str = option("dataset", name, "folder that holds the image collections", "What to run")
+    code_length: tuple[int, ...] = option(
+        (12, 24, 32, 48), counts, "bits a code; several are trained one after the other", "What to run"
+    )
+    seed: int = option(999, seed_number, "seed of the split, every draw and the initial weights", "What to run")
+    device: str = option("auto", name, "auto (a GPU where there is one), cpu, cuda or cuda:N", "What to run")
+    logs: str = option("logs", name, "folder in which the run's folder is made", "What to run")
+
+    num_query: int | None = option(None, count, "query images (default: the dataset's protocol)", "Data")
+    image_size: int = option(224, count, "side of the images that the network sees, in pixels", "Data")
+    augment: str = option("crop-flip", name, "augmentation of the training images", "Data", AUGMENTATIONS)
+    num_workers: int = option(0, count_or_zero, "processes that read images ahead", "Data")
+
+    weights: str = option("imagenet", name, "initial AlexNet weights: imagenet, none or a state-dict FILE", "Network")
+
+    num_samples: int = option(5000, count, "database rows drawn each iteration", "Training")
+    max_iter: int = option(50, count, "iterations: draw, train, discrete step", "Training")
+    max_epoch: int = option(3, count, "passes over the drawn rows in an iteration", "Training")
+    batch_size: int = option(64, count, "images a mini-batch", "Training")
+    lr: float = option(4e-5, positive, "learning rate of Adam", "Training")
+    weight_decay: float = option(1e-5, weight, "weight decay of Adam", "Training")
+    alpha: float = option(2.0, weight, "weight of the label codes in the discrete step", "Training")
+    beta: float = option(0.1, weight, "weight of the latent codes in the discrete step", "Training")
+    gamma: float = option(10.0, weight, "weight of the quantisation terms", "Training")
+
+    save_iter: int = option(10, count_or_zero, "iterations between two checkpoints; 0: none", "Training")
+
+    eval_iter: int = option(10, count, "iterations between two evaluations", "Evaluation")
+    topk: int = option(-1, whole, "cut of the mAP; 0 or less: the whole database", "Evaluation")
+
+    @classmethod
+    def for_dataset(cls, dataset: str, **given: Any) -> Settings:
+        """The release's settings, over them the preset of `dataset`, over that the `given` fields.
+
+        Raises:
+            UserError: a given field is unknown.
+        """
+        known = [field.name for field in dataclasses.fields(cls)]
+        for field in given:
+            if field not in known:
+                close = difflib.get_close_matches(field, known, 1)
+                raise UserError(f"Unknown setting '{field}'" + (f"; did you mean '{close[0]}'?" if close else "."))
+        return cls(**{"dataset": dataset, **PRESETS.get(dataset, {}), **given})
+
+    def as_json(self) -> dict[str, Any]:
+        """Every field by name; tuples as lists."""
+        return {
+            key: list(value) if isinstance(value, tuple) else value for key, value in dataclasses.asdict(self).items()
+        }
+
+
+# What differs from the release's defaults above, a dataset each (docs/datasets.md has the protocol table).
+PRESETS: dict[str, dict[str, Any]] = {
+    "cifar-10": {"num_samples": 5000, "max_iter": 50, "topk": -1},
+    "nus-wide-tc21": {"num_samples": 10500, "max_iter": 150, "topk": 5000},
+    "nus-wide-tc10": {"num_samples": 10500, "max_iter": 150, "topk": 5000},
+    "flickr25k": {"num_samples": 5000, "max_iter": 150, "topk": 5000},
+    "imagenet": {"num_samples": 10500, "max_iter": 150, "topk": 1000},
+    # Small images, no ImageNet weights and a higher rate: a random AlexNet learns the digits in minutes.
+    "digits": {
+        "num_samples": 1000,
+        "max_iter": 8,
+        "eval_iter": 2,
+        "lr": 1e-4,
+        "image_size": 64,
+        "weights": "none",
+        "augment": "none",
+    },
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (python run.py --help lists the flags)")
+
+
+def parser(**defaults: Any) -> argparse.ArgumentParser:
+    """The command line of `Settings`, grouped; a flag that is not given leaves no entry in the namespace.
+
+    Args:
+        defaults: fields whose shown default differs from the class's, such as `method` from run.py's `method_name`.
+    """
+    result = _Parser(
+        prog="run.py",
+        description="Train and evaluate Semantically Cycle-consistent Hashing Networks.",
+        epilog="A dataset's preset replaces some defaults (docs/datasets.md); a flag given here always wins.",
+        allow_abbrev=False,
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=32, width=118),
+    )
+    groups: dict[str, Any] = {}
+    for field in dataclasses.fields(Settings):
+        meta = field.metadata
+        group = groups.setdefault(meta["group"], None) or result.add_argument_group(meta["group"])
+        groups[meta["group"]] = group
+        default = defaults.get(field.name, field.default)
+        shown = ",".join(map(str, default)) if isinstance(default, tuple) else default
+        choices = f"{{{','.join(meta['choices'])}}} " if meta["choices"] else ""
+        group.add_argument(
+            "--" + field.name.replace("_", "-"),
+            dest=field.name,
+            type=_argument_type(meta["parse"], meta["choices"]),
+            default=argparse.SUPPRESS,
+            metavar=_metavar(field.name, meta["choices"]),
+            help=f"{choices}{meta['help']}" + ("" if default is None else f" [{shown}]"),
+        )
+    return result
+
+
+def _metavar(field: str, choices: Sequence[str] | None) -> str:
+    return {"code_length": "K,K,…", "root": "DIR", "logs": "DIR"}.get(field, "NAME" if choices else "VALUE")
+
+
+def _argument_type(parse: Callable[[str], Any], choices: Sequence[str] | None) -> Callable[[str], Any]:
+    def convert(text: str) -> Any:
+        try:
+            value = parse(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(f"'{text}' {error}") from None
+        if choices and value not in choices:
+            close = difflib.get_close_matches(text, choices, 1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            raise argparse.ArgumentTypeError(f"'{text}' is none of {', '.join(choices)}{hint}")
+        return value
+
+    return convert
+
+
+def parse_settings(arguments: Sequence[str], *, method_name: str) -> Settings:
+    """Settings from the command line.
+
+    Args:
+        arguments: the command line without the program's name.
+        method_name: default of `--method`, as edited at the top of run.py.
+
+    Raises:
+        UserError: an unknown flag, an ill-typed value, or settings that contradict each other.
+    """
+    given = vars(parser(method=method_name).parse_args(arguments))
+    if method_name not in METHODS:
+        raise UserError(f"method_name in run.py is '{method_name}'; it must be one of {', '.join(METHODS)}.")
+    given.setdefault("method", method_name)
+    return Settings.for_dataset(given.pop("dataset", Settings.dataset), **given)
+
+
+def data_options(settings: Settings) -> dict[str, Any]:
+    """The settings that `data.load_data` takes as options."""
+    names = ("seed", "num_query", "image_size", "num_workers")
+    return {option_name: getattr(settings, option_name) for option_name in names}
