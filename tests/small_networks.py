@@ -1,0 +1,62 @@
+"""Small networks in the place of the real ones, so that a test trains a main in a second."""
+
+from functools import partial
+
+import torch
+from torch import nn
+
+from modules import MLP, CycleNet, ReconstructionDiscriminator
+
+FEATURES = 24
+
+
+class SmallImageNet(nn.Module):
+    """Images [N, 3, S, S] → (features [N, 24], code [N, K]); looks at a 8×8 summary of the image."""
+
+    def __init__(self, code_length, *, weights=None, dropout=0.0):
+        super().__init__()
+        self.net = nn.Sequential(
+            nn.AdaptiveAvgPool2d(8), nn.Flatten(), nn.Dropout(dropout), nn.Linear(192, FEATURES), nn.ReLU()
+        )
+        self.hash_layer = nn.Sequential(nn.Linear(FEATURES, code_length), nn.Tanh())
+
+    def forward(self, images):
+        features = self.net(images)
+        return features, self.hash_layer(features)
+
+
+def constructors(dropout=0.0):
+    """Stand-ins for the constructors that the mains call, by name."""
+    return {
+        "AlexNetHash": partial(SmallImageNet, dropout=dropout),
+        "MLP": partial(MLP, hidden_dim=14, feature_dim=16),
+        "CycleNet": partial(CycleNet, image_dim=FEATURES, label_dim=16, latent_dim=20, hidden_dim=14, dropout=dropout),
+        "ReconstructionDiscriminator": partial(ReconstructionDiscriminator, hidden_dim=14, feature_dim=16),
+    }
+
+
+def shrink(monkeypatch, main, dropout=0.0):
+    """Make `main` build small networks; returns {constructor name: the instances it built}."""
+    built = {}
+
+    def recording(name, constructor):
+        def construct(*arguments, **options):
+            network = constructor(*arguments, **options)
+            built.setdefault(name, []).append(network)
+            return network
+
+        return construct
+
+    for name, constructor in constructors(dropout).items():
+        if hasattr(main, name):
+            monkeypatch.setattr(main, name, recording(name, constructor))
+    return built
+
+
+def state(network):
+    """A copy of every parameter."""
+    return [parameter.detach().clone() for parameter in network.parameters()]
+
+
+def changed(before, network):
+    return any(not torch.equal(old, new) for old, new in zip(before, network.parameters(), strict=True))

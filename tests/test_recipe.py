@@ -1,0 +1,165 @@
+"""The mains against the plain transcription of the method, and what each optimiser step may touch."""
+
+import copy
+import json
+
+import pytest
+import torch
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+
+import main_mmasia
+import main_tomm
+from benchmarks.plain_step import Networks, plain_discrete_step, plain_step
+from data import load_data
+from data.data_loader import train_batches
+from tests.small_networks import changed, shrink, state
+from utils import report
+from utils.discrete import draw_sample
+from utils.run_folder import RunFolder
+from utils.settings import Settings
+
+MAINS = {"main_mmasia": main_mmasia, "main_tomm": main_tomm}
+NAMES = ("AlexNetHash", "MLP", "CycleNet", "ReconstructionDiscriminator")
+
+
+@pytest.fixture(scope="module")
+def split():
+    return load_data("digits", "unused", seed=0, image_size=16)
+
+
+def settings_for(method, tmp_path, **given):
+    small = {"num_samples": 60, "batch_size": 24, "max_iter": 2, "max_epoch": 2, "image_size": 16, "augment": "crop"}
+    return Settings.for_dataset("digits", method=method, logs=str(tmp_path), lr=1e-3, **{**small, **given})
+
+
+@pytest.fixture
+def in_float64(monkeypatch):
+    """Everything in float64, so that the order of sums does not hide a wrong sign."""
+
+    def double(batches):
+        return lambda *arguments, **options: (
+            (images.double(), labels.double(), rows) for images, labels, rows in batches(*arguments, **options)
+        )
+
+    for main in MAINS.values():
+        monkeypatch.setattr(main, "train_batches", double(main.train_batches))
+    from utils import encode
+
+    monkeypatch.setattr(encode, "eval_batches", double(encode.eval_batches))
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize("method", MAINS)
+def test_training_equals_the_plain_transcription(method, split, tmp_path, monkeypatch, in_float64):
+    main, settings = MAINS[method], settings_for(method, tmp_path)
+    built = shrink(monkeypatch, main)
+    initial = []
+
+    def remember_start(optimizer, *_):
+        if not initial:
+            initial.extend(copy.deepcopy(built[name][0]) for name in NAMES if name in built)
+
+    learned = {}
+    finish = report.Report.finish
+    monkeypatch.setattr(
+        report.Report, "finish", lambda self, codes: learned.update(codes=codes.clone()) or finish(self, codes)
+    )
+    hook = register_optimizer_step_pre_hook(remember_start)
+    try:
+        main.train(settings, 8, split, RunFolder(settings, ["test"], torch.device("cpu")))
+    finally:
+        hook.remove()
+
+    networks = Networks(*initial, lr=settings.lr, weight_decay=settings.weight_decay)
+    labels = split.database.labels.double()
+    codes = torch.zeros(len(split.database), 8)
+    for iteration in range(settings.max_iter):
+        sample = draw_sample(len(split.database), settings.num_samples, settings.seed, iteration)
+        last = [torch.zeros(len(split.database), 8) for _ in range(3)]
+        for epoch in range(settings.max_epoch):
+            # MM Asia draws afresh each pass; TOMM replays what it drew for the iteration.
+            key = (settings.seed, "batches", iteration) + (() if method == "main_tomm" else (epoch,))
+            batches = train_batches(
+                split.database, sample, batch_size=24, key=key, augment="crop", device=torch.device("cpu")
+            )
+            for images, targets, rows in batches:
+                _, kept = plain_step(networks, images.double(), targets.double(), codes[rows], settings.gamma)
+                for all_rows, code in zip(last, kept, strict=True):
+                    all_rows[rows] = code
+        codes[sample] = plain_discrete_step(
+            codes[sample],
+            tuple(all_rows[sample] for all_rows in last),
+            labels[sample],
+            labels,
+            sample,
+            settings.alpha,
+            settings.beta,
+            settings.gamma,
+        )
+
+    assert torch.equal(learned["codes"], codes)
+    for name, network in zip(NAMES, initial, strict=False):
+        for parameter, expected in zip(built[name][0].parameters(), network.parameters(), strict=True):
+            torch.testing.assert_close(parameter, expected, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("method", MAINS)
+def test_each_optimiser_changes_its_own_networks_only(method, split, tmp_path, monkeypatch):
+    main = MAINS[method]
+    settings = settings_for(method, tmp_path, max_iter=1, max_epoch=1)
+    built, steps, before = shrink(monkeypatch, main), [], {}
+
+    def note(optimizer, *_):
+        before.update({name: state(networks[0]) for name, networks in built.items()})
+
+    def compare(optimizer, *_):
+        steps.append({name for name, networks in built.items() if changed(before[name], networks[0])})
+
+    hooks = [register_optimizer_step_pre_hook(note), register_optimizer_step_post_hook(compare)]
+    try:
+        main.train(settings, 8, split, RunFolder(settings, ["test"], torch.device("cpu")))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    cycle, discriminator, generator = {"AlexNetHash", "MLP", "CycleNet"}, {"ReconstructionDiscriminator"}, {"CycleNet"}
+    a_batch = [cycle] if method == "main_mmasia" else [cycle, discriminator, generator]
+    assert steps == a_batch * 3  # 60 samples in batches of 24
+
+
+def test_tomm_divides_the_rates_of_g_and_d_by_five(split, tmp_path, monkeypatch):
+    for max_iter, schedule in ((50, {6: 1 / 5, 41: 1 / 25}), (132, {131: 1 / 5})):
+        shrink(monkeypatch, main_tomm)
+        settings = settings_for("main_tomm", tmp_path, max_iter=max_iter, max_epoch=1, num_samples=8, eval_iter=1000)
+        rates = []
+        hook = register_optimizer_step_pre_hook(
+            lambda optimizer, *_, into=rates: into.append(optimizer.param_groups[0]["lr"])
+        )
+        try:
+            main_tomm.train(settings, 8, split, RunFolder(settings, ["test"], torch.device("cpu")))
+        finally:
+            hook.remove()
+        assert len(rates) == 3 * max_iter
+        factor = 1.0
+        for iteration in range(max_iter):
+            factor = schedule.get(iteration, factor)
+            expected = [settings.lr, settings.lr * factor, settings.lr * factor]
+            assert rates[3 * iteration : 3 * iteration + 3] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("method", MAINS)
+def test_rows_never_drawn_stay_zero_and_the_log_counts_iterations(method, split, tmp_path, monkeypatch):
+    shrink(monkeypatch, MAINS[method])
+    settings = settings_for(method, tmp_path, max_iter=3, eval_iter=2)
+    run = RunFolder(settings, ["test"], torch.device("cpu"))
+    row = MAINS[method].train(settings, 8, split, run)
+    (path,) = run.path.glob("*-database_code.t")
+    codes = torch.load(path, weights_only=True)
+    drawn = torch.cat([draw_sample(len(codes), 60, settings.seed, iteration) for iteration in range(3)]).unique()
+    zero = (codes == 0).all(dim=1)
+    assert not zero[drawn].any() and zero.sum() == len(codes) - len(drawn)
+    lines = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["iteration"] for line in lines] == [1, 2, 3]
+    assert ["map" in line for line in lines] == [False, True, True]
+    assert row["best"]["expected"] == max(line["map"] for line in lines if "map" in line)
