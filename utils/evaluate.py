@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 
-from utils.hamming import count_by_distance_torch
+from utils.hamming import count_by_distance, query_blocks, stable_average_precision, to_numpy
 from utils.ranking_metrics import cut, expected_average_precision
 
 Array = torch.Tensor | np.ndarray
@@ -63,37 +65,34 @@ def average_precision(
     codes = _check_codes(query_code, "query_code"), _check_codes(database_code, "database_code")
     labels = _check_labels(query_labels, "query_labels"), _check_labels(database_labels, "database_labels")
     _check_match(*codes, *labels)
-    where = torch.device("cpu" if device is None else device)
-    if ties == "stable":
-        return _stable_average_precision(*codes, *labels, topk)
-    items, relevant = count_by_distance_torch(*codes, *labels, where)
-    return torch.from_numpy(expected_average_precision(items.numpy(), relevant.numpy(), topk))
-
-
-def _stable_average_precision(query_code, database_code, query_labels, database_labels, topk) -> torch.Tensor:
-    database_code, database_labels = database_code.float(), database_labels.float()
-    limit = cut(topk, len(database_code))
-    result = torch.zeros(len(query_code), dtype=torch.float64)
-    for i, (code, label) in enumerate(zip(query_code.float(), query_labels.float(), strict=True)):
-        order = torch.argsort(-(database_code @ code), stable=True)[:limit]
-        ranks = torch.nonzero((database_labels @ label)[order] > 0).flatten() + 1
-        if len(ranks):
-            result[i] = (torch.arange(1, len(ranks) + 1, dtype=torch.float64) / ranks).mean()
+    result = torch.empty(len(codes[0]), dtype=torch.float64)
+    for rows in query_blocks(len(codes[0]), codes[0].shape[1]):
+        chosen = codes[0][rows], codes[1], labels[0][rows], labels[1]
+        if ties == "stable":
+            values = stable_average_precision(*chosen, cut(topk, len(codes[1])), device=device)
+        else:
+            items, relevant = count_by_distance(*chosen, device=device)
+            values = expected_average_precision(items, relevant[:, 0], topk)
+        result[rows] = torch.from_numpy(values)
     return result
 
 
 def _check_codes(array: Array, name: str) -> torch.Tensor:
     tensor = _check_matrix(array, name)
-    if not bool(((tensor == 0) | (tensor == 1) | (tensor == -1)).all()):
+    if not all(np.array_equal(np.sign(rows), rows) for rows in _chunks(tensor)):
         raise ValueError(f"{name} must hold only -1, 0 and +1; take the sign of the network's output first.")
     return tensor
 
 
 def _check_labels(array: Array, name: str) -> torch.Tensor:
     tensor = _check_matrix(array, name)
-    if not bool(((tensor == 0) | (tensor == 1)).all()):
+    if not all(np.array_equal(rows * rows, rows) for rows in _chunks(tensor)):
         raise ValueError(f"{name} must be multi-hot: only 0 and 1.")
     return tensor
+
+
+def _chunks(tensor: torch.Tensor) -> Iterator[np.ndarray]:
+    return (to_numpy(rows) for rows in tensor.split(max(1, (1 << 18) // tensor.shape[1])))
 
 
 def _check_matrix(array: Array, name: str) -> torch.Tensor:
