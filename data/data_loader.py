@@ -26,6 +26,7 @@ from utils.seeding import generator
 Batch: TypeAlias = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 _AHEAD = 2  # batches made ahead of the one in use
+_PARTS = 4  # parts of a batch for each thread
 
 
 class _Buffers:
@@ -116,7 +117,8 @@ class BatchLoader:
         else:
             images = buffers.take(len(rows))
         out = images.numpy()
-        cuts = np.linspace(0, len(rows), min(threads, len(rows)) + 1).astype(int)
+        # Several parts a thread: where the system holds one thread up, the others take over its share.
+        cuts = np.linspace(0, len(rows), min(_PARTS * threads, len(rows)) + 1).astype(int)
         parts = [
             executor.submit(self.dataset.source.fill, rows[low:high], table[low:high], out[low:high])
             for low, high in itertools.pairwise(cuts)

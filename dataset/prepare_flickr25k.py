@@ -28,10 +28,14 @@ from data.split import rest_of, sample_rows
 from dataset.official_release import count_line, run_command, write_label_rows, write_names
 from utils.errors import UserError
 
-CONCEPTS = """animals baby bird car clouds dog female flower food indoor lake male night people plant_life portrait
-    river sea sky structures sunset transport tree water""".split()  # noqa: SIM905
-STRICT = [f"{name}_r1" for name in """baby bird car clouds dog female flower male night people portrait river sea
-    tree""".split()]  # fmt: skip  # noqa: SIM905
+CONCEPTS = (
+    *("animals", "baby", "bird", "car", "clouds", "dog", "female", "flower", "food", "indoor", "lake", "male"),
+    *("night", "people", "plant_life", "portrait", "river", "sea", "sky", "structures", "sunset", "transport"),
+    *("tree", "water"),
+)
+_WITH_STRICT = ("baby", "bird", "car", "clouds", "dog", "female", "flower", "male", "night", "people", "portrait",
+                "river", "sea", "tree")  # fmt: skip
+STRICT = tuple(f"{name}_r1" for name in _WITH_STRICT)
 NUM_IMAGES = 25_000
 NUM_UNLABELLED = 419
 NUM_TEST = 1_700
@@ -139,7 +143,7 @@ def prepare(archives: Sequence[Path], output: Path, labels: int = 38, keep_unlab
     """
     folder = output / IMAGES
     annotations, written = read_archives(archives, folder)
-    columns = CONCEPTS + (STRICT if labels == 38 else [])
+    columns = CONCEPTS + (STRICT if labels == 38 else ())
     missing = [name for name in columns if name not in annotations]
     if missing:
         raise UserError(

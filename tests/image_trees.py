@@ -127,11 +127,15 @@ def lists_tree(root: Path, database: int = 24, query: int = 6, width: int = 5) -
     write_rows(root / "query_label.txt", rows[database:])
 
 
-FLICKR_CONCEPTS = (
-    "animals baby bird car clouds dog female flower food indoor lake male night people plant_life portrait river sea "
-    "sky structures sunset transport tree water"
-).split()
-FLICKR_STRICT = "baby bird car clouds dog female flower male night people portrait river sea tree".split()
+FLICKR_CONCEPTS = [
+    *("animals", "baby", "bird", "car", "clouds", "dog", "female", "flower", "food", "indoor", "lake", "male"),
+    *("night", "people", "plant_life", "portrait", "river", "sea", "sky", "structures", "sunset", "transport"),
+    *("tree", "water"),
+]
+FLICKR_STRICT = [
+    *("baby", "bird", "car", "clouds", "dog", "female", "flower", "male", "night", "people", "portrait", "river"),
+    *("sea", "tree"),
+]
 
 
 def flickr_release(folder: Path, count: int = 40, empty: int = 3) -> tuple[list[Path], dict[str, set[int]]]:

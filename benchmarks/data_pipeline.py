@@ -1,0 +1,232 @@
+"""Images a second of the data pipeline, beside the usual way: Pillow and torchvision, one image at a time.
+
+    python benchmarks/data_pipeline.py [--quick]
+
+Every way makes the same batches of 64 training images of 224 x 224 (RandomResizedCrop, mirror image, normalised) from
+the same images, in turn within one run; a round's figure is images / seconds, the table has the median of the rounds.
+The JPEG files are 500 x 375 pixels, made here: smooth structure with film grain, about as many bytes as photos have.
+
+- usual way: Dataset that opens the file with Pillow, torchvision transforms, DataLoader with 0 workers.
+- cold: `load_data` of the new collection (which decodes every image into the cache) and one pass over it.
+- warm: a pass when the cache is there.
+Threads: what torch uses by default (one a processor); a second figure has one thread only. The ratio is to the usual
+way with the number of threads that is the faster one for it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import logging
+import os
+import pickle
+import platform
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+import torch
+import torchvision
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from data import load_data
+from data.data_loader import train_batches
+from data.transform import IMAGENET_MEAN, IMAGENET_STD
+
+BATCH_SIZE = 64
+RESULTS = Path(__file__).resolve().parent.parent / "results" / "data_pipeline.csv"
+
+
+def photo_like(random: np.random.Generator) -> Image.Image:
+    """500 x 375 RGB: a sum of smooth structure at several scales, with grain."""
+    pixels = np.zeros((375, 500, 3), dtype=np.float32)
+    for step, strength in ((100, 60), (30, 35), (8, 14)):
+        coarse = random.normal(0, strength, (375 // step + 2, 500 // step + 2, 3)).astype(np.float32)
+        for channel in range(3):
+            layer = Image.fromarray(coarse[:, :, channel]).resize((500, 375), Image.Resampling.BICUBIC)
+            pixels[:, :, channel] += np.asarray(layer)
+    pixels += random.normal(0, 5, pixels.shape)
+    return Image.fromarray((pixels + 128).clip(0, 255).astype(np.uint8))
+
+
+class UsualFiles(Dataset):
+    """One JPEG opened, decoded and transformed at a time."""
+
+    def __init__(self, paths: list[Path]) -> None:
+        self.paths = paths
+        self.transform = usual_transform()
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        with Image.open(self.paths[index]) as image:
+            return self.transform(image.convert("RGB")), index
+
+
+class UsualArrays(Dataset):
+    """CIFAR-10's way: pixels in memory, made a Pillow image and transformed one at a time."""
+
+    def __init__(self, pixels: np.ndarray) -> None:
+        self.pixels = pixels  # uint8 [n, 32, 32, 3]
+        self.transform = usual_transform()
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        return self.transform(Image.fromarray(self.pixels[index])), index
+
+
+def usual_transform() -> Callable[[Image.Image], torch.Tensor]:
+    from torchvision import transforms
+
+    return transforms.Compose(
+        [
+            transforms.RandomResizedCrop(224),
+            transforms.RandomHorizontalFlip(),
+            transforms.ToTensor(),
+            transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD),
+        ]
+    )
+
+
+def consume(batches: Iterable) -> int:
+    """Take every batch as a training step would; returns the number of images."""
+    return sum(len(batch[0]) for batch in batches)
+
+
+def timed(work: Callable[[], int]) -> float:
+    """Images a second."""
+    start = time.perf_counter()
+    images = work()
+    return images / (time.perf_counter() - start)
+
+
+def with_threads(threads: int, work: Callable[[], int]) -> int:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        return work()
+    finally:
+        torch.set_num_threads(before)
+
+
+def jpeg_ways(folder: Path, count: int) -> dict[str, Callable[[], int]]:
+    random = np.random.default_rng(0)
+    for index in range(count):
+        path = folder / f"class{index % 10}" / f"{index}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        photo_like(random).save(path, quality=87)
+    paths = sorted(folder.rglob("*.jpg"))
+    mean_size = statistics.mean(path.stat().st_size for path in paths)
+    print(f"{count} JPEG files of 500 x 375 pixels, {mean_size / 1000:.0f} kB on average")
+
+    def usual() -> int:
+        return consume(DataLoader(UsualFiles(paths), batch_size=BATCH_SIZE, shuffle=True))
+
+    def one_pass() -> int:
+        database = load_data("folder", folder, num_query=10).database
+        return ours(database, list(range(len(database))))
+
+    def cold() -> int:
+        for file in folder.glob("*.pixels*"):
+            file.unlink()
+        return one_pass()
+
+    cold()
+    database = load_data("folder", folder, num_query=10).database
+    rows = list(range(len(database)))
+    return {
+        "usual way": usual,
+        "usual way, 1 thread": lambda: with_threads(1, usual),
+        "cold": cold,
+        "warm": lambda: ours(database, rows),
+        "warm, 1 thread": lambda: with_threads(1, lambda: ours(database, rows)),
+    }
+
+
+def cifar_ways(folder: Path, count: int) -> dict[str, Callable[[], int]]:
+    random = np.random.default_rng(1)
+    target = folder / "cifar-10-batches-py"
+    target.mkdir()
+    for name in [*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"]:
+        data = random.integers(0, 256, (count // 6, 3072), dtype=np.uint8)
+        batch = {"data": data, "labels": [index % 10 for index in range(len(data))]}
+        (target / name).write_bytes(pickle.dumps(batch))
+    database = load_data("cifar-10", folder, num_query=10).database
+    rows = list(range(len(database)))
+    pixels = np.stack([image.permute(1, 2, 0).numpy() for image in database.pixels(rows)])
+
+    def usual() -> int:
+        return consume(DataLoader(UsualArrays(pixels), batch_size=BATCH_SIZE, shuffle=True))
+
+    return {
+        "usual way": usual,
+        "usual way, 1 thread": lambda: with_threads(1, usual),
+        "warm": lambda: ours(database, rows),
+        "warm, 1 thread": lambda: with_threads(1, lambda: ours(database, rows)),
+    }
+
+
+def ours(database, rows: list[int]) -> int:
+    return consume(train_batches(database, rows, batch_size=BATCH_SIZE, key=(0, "benchmark"), augment="crop-flip"))
+
+
+def measure(ways: dict[str, Callable[[], int]], rounds: int) -> dict[str, list[float]]:
+    for way in ways.values():
+        way()  # compiled code, file cache, allocator
+    figures: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(rounds):
+        for name, way in ways.items():
+            figures[name].append(timed(way))
+    return figures
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Images a second of the data pipeline, beside the usual way.")
+    parser.add_argument("--quick", action="store_true", help="fewer images; results/ is left alone")
+    parser.add_argument("--rounds", type=int, default=5)
+    arguments = parser.parse_args()
+    logging.getLogger("data").setLevel(logging.ERROR)
+    jpegs, small = (128, 600) if arguments.quick else (320, 1200)
+    rows = []
+    for collection, build, count in (("JPEG 500x375", jpeg_ways, jpegs), ("CIFAR-10 size", cifar_ways, small)):
+        folder = Path(tempfile.mkdtemp())
+        try:
+            figures = measure(build(folder, count), arguments.rounds)
+        finally:
+            shutil.rmtree(folder)
+        # On a busy machine two threads that wait for each other can be slower than one: compare with the better.
+        usual = max(figures["usual way"], figures["usual way, 1 thread"], key=statistics.median)
+        for name, values in figures.items():
+            ratio = statistics.median(value / base for value, base in zip(values, usual, strict=True))
+            rows.append([collection, name, f"{statistics.median(values):.0f}", f"{min(values):.0f}",
+                         f"{max(values):.0f}", f"{ratio:.1f}"])  # fmt: skip
+    header = ["collection", "way", "images/s (median)", "min", "max", "times the usual way"]
+    table = [header, *rows]
+    widths = [max(len(row[column]) for row in table) for column in range(len(header))]
+    for row in table:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)))
+    print(f"n = {arguments.rounds} rounds, {os.cpu_count()} processors, torch {torch.__version__}, "
+          f"torchvision {torchvision.__version__}, Pillow {Image.__version__}")  # fmt: skip
+    if not arguments.quick:
+        RESULTS.parent.mkdir(exist_ok=True)
+        with RESULTS.open("w", newline="") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow([*header, "rounds", "processors", "machine", "torch", "torchvision", "pillow"])
+            about = [arguments.rounds, os.cpu_count(), platform.machine(), torch.__version__,
+                     torchvision.__version__, Image.__version__]  # fmt: skip
+            writer.writerows([*row, *about] for row in rows)
+
+
+if __name__ == "__main__":
+    main()
