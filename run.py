@@ -10,6 +10,7 @@ import main_tomm
 from data import load_data
 from utils.devices import choose_device
 from utils.errors import UserError
+from utils.interrupt import Interrupted
 from utils.progress import configure_logging, log, result_table
 from utils.run_folder import RunFolder, command_line, require_writable
 from utils.settings import data_options, parse_settings
@@ -24,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run with the given command line; returns the exit status: 0, or 2 for what the user can mend."""
     configure_logging()
     try:
-        settings = parse_settings(sys.argv[1:] if arguments is None else arguments, method_name=method_name)
+        settings, resume = parse_settings(sys.argv[1:] if arguments is None else arguments, method_name=method_name)
         device = choose_device(settings.device)
         require_writable(settings.logs)
         split = load_data(settings.dataset, settings.root, **data_options(settings))
@@ -35,12 +36,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
             )
         log.info("%s on %s: %d queries, %d database images, %d classes", settings.method, settings.dataset,
                  len(split.query), len(split.database), split.num_classes)  # fmt: skip
-        run = RunFolder(settings, command_line(), device)
-        for code_length in settings.code_length:
-            TRAIN[settings.method](settings, code_length, split, run)
+        run = RunFolder(settings, command_line(), device, resume)
+        with run.stop:
+            for code_length in settings.code_length:
+                if not run.is_finished(code_length):
+                    TRAIN[settings.method](settings, code_length, split, run)
     except UserError as error:
         print(f"run.py: {error}", file=sys.stderr)
         return 2
+    except Interrupted as stopped:
+        print(f"Stopped by {stopped}. Go on with: python run.py --resume {run.path}", file=sys.stderr)
+        return stopped.status
     print(result_table(run.results))
     print(f"Written to {run.path}/")
     return 0

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .errors import UserError
+from .interrupt import Interrupted
 from .run_folder import RunFolder
 
 KEPT = 2  # checkpoints that stay in a run's folder
@@ -47,10 +48,16 @@ class Checkpoint:
 
         Raises:
             UserError: it could not be written; the previous checkpoint is intact.
+            Interrupted: a signal has asked the run to stop; the checkpoint is written all the same.
         """
         done, every = iteration + 1, self.run.settings.save_iter
-        if every == 0 or (done % every and done != self.run.settings.max_iter):
-            return
+        stop = self.run.stop.number
+        if stop is not None or (every > 0 and (done % every == 0 or done == self.run.settings.max_iter)):
+            self._write(done)
+        if stop is not None:
+            raise Interrupted(stop)
+
+    def _write(self, done: int) -> None:
         state = {
             "code_length": self.code_length,
             "iteration": done,

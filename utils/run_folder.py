@@ -20,6 +20,8 @@ import torchvision
 from torch import Tensor
 
 from .errors import UserError
+from .interrupt import StopRequest
+from .json_files import read_json
 from .settings import Settings
 
 CODE_FILES = ("query_code", "database_code", "query_targets", "database_targets")
@@ -69,26 +71,36 @@ class RunFolder:
         settings: the run's settings.
         command: the command line, for config.json.
         device: what trains.
+        resume: the folder of an earlier run to go on with; None makes a new one.
+
+    Raises:
+        UserError: `resume` holds a damaged results.json.
     """
 
-    def __init__(self, settings: Settings, command: list[str], device: torch.device) -> None:
+    def __init__(
+        self, settings: Settings, command: list[str], device: torch.device, resume: Path | None = None
+    ) -> None:
         self.settings = settings
         self.command = command
         self.device = device
-        started = datetime.datetime.now().astimezone()
-        self.started = started.isoformat(timespec="seconds")
-        self.path = _free_name(Path(settings.logs), f"{settings.method}-{settings.dataset}-{started:%Y%m%d-%H%M%S}")
+        self.stop = StopRequest()
+        self.started = datetime.datetime.now().astimezone()
+        name = f"{settings.method}-{settings.dataset}-{self.started:%Y%m%d-%H%M%S}"
+        self.path = resume or _free_name(Path(settings.logs), name)
         self.results: list[dict[str, Any]] = []
+        if (self.path / "results.json").exists():
+            self.results = read_json(self.path / "results.json", list)
+        self._opened = False
 
     def open(self) -> None:
-        """Make the folder and write config.json; does nothing the second time."""
-        if self.path.is_dir():
+        """Make the folder and write config.json, or note in it that the run goes on; only the first call acts."""
+        if self._opened:
             return
-        self.path.mkdir(parents=True)
-        config = {
-            "settings": self.settings.as_json(),
+        self._opened = True
+        self.path.mkdir(parents=True, exist_ok=True)
+        origin = {
             "command": shlex.join(self.command),
-            "started": self.started,
+            "started": self.started.isoformat(timespec="seconds"),
             "commit": git_state(),
             "versions": {
                 "python": platform.python_version(),
@@ -100,7 +112,16 @@ class RunFolder:
             "device": device_name(self.device),
             "threads": torch.get_num_threads(),
         }
+        if (self.path / "config.json").exists():
+            config = read_json(self.path / "config.json", dict)
+            config.setdefault("resumed", []).append(origin)
+        else:
+            config = {"settings": self.settings.as_json(), **origin}
         self.write_json("config.json", config)
+
+    def is_finished(self, code_length: int) -> bool:
+        """Whether results.json has the row of this code length already."""
+        return any(row["code_length"] == code_length for row in self.results)
 
     def log(self, row: dict[str, Any]) -> None:
         """Append one line, an iteration, to metrics.jsonl."""

@@ -13,9 +13,11 @@ import difflib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NoReturn
 
 from .errors import UserError
+from .json_files import read_json
 
 METHODS = ("main_mmasia", "main_tomm")
 AUGMENTATIONS = ("crop-flip", "crop", "none")
@@ -178,6 +180,10 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
+# What a resumed run may change: where it reads, writes and computes, and how often it saves.
+FREE_TO_CHANGE = ("root", "device", "logs", "num_workers", "save_iter")
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (python run.py --help lists the flags)")
@@ -196,22 +202,27 @@ def parser(**defaults: Any) -> argparse.ArgumentParser:
         allow_abbrev=False,
         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=32, width=118),
     )
-    groups: dict[str, Any] = {}
+    groups: dict[str, Any] = {"What to run": result.add_argument_group("What to run")}
     for field in dataclasses.fields(Settings):
         meta = field.metadata
-        group = groups.setdefault(meta["group"], None) or result.add_argument_group(meta["group"])
-        groups[meta["group"]] = group
+        if meta["group"] not in groups:
+            groups[meta["group"]] = result.add_argument_group(meta["group"])
         default = defaults.get(field.name, field.default)
-        shown = ",".join(map(str, default)) if isinstance(default, tuple) else default
         choices = f"{{{','.join(meta['choices'])}}} " if meta["choices"] else ""
-        group.add_argument(
+        groups[meta["group"]].add_argument(
             "--" + field.name.replace("_", "-"),
             dest=field.name,
             type=_argument_type(meta["parse"], meta["choices"]),
             default=argparse.SUPPRESS,
             metavar=_metavar(field.name, meta["choices"]),
-            help=f"{choices}{meta['help']}" + ("" if default is None else f" [{shown}]"),
+            help=f"{choices}{meta['help']}" + ("" if default is None else f" [{_shown(default)}]"),
         )
+    groups["What to run"].add_argument(
+        "--resume",
+        default=argparse.SUPPRESS,
+        metavar="DIR",
+        help="go on with the run in this folder, under its own settings",
+    )
     return result
 
 
@@ -234,21 +245,51 @@ def _argument_type(parse: Callable[[str], Any], choices: Sequence[str] | None) -
     return convert
 
 
-def parse_settings(arguments: Sequence[str], *, method_name: str) -> Settings:
-    """Settings from the command line.
+def parse_settings(arguments: Sequence[str], *, method_name: str) -> tuple[Settings, Path | None]:
+    """Settings from the command line, or from the run that `--resume` names.
 
     Args:
         arguments: the command line without the program's name.
         method_name: default of `--method`, as edited at the top of run.py.
 
+    Returns:
+        The settings, and the folder of the run to go on with (None: a new run).
+
     Raises:
-        UserError: an unknown flag, an ill-typed value, or settings that contradict each other.
+        UserError: an unknown flag, an ill-typed value, or a flag that would make a resumed run another run.
     """
     given = vars(parser(method=method_name).parse_args(arguments))
+    resume = given.pop("resume", None)
+    if resume is not None:
+        return resumed_settings(Path(resume), given), Path(resume)
     if method_name not in METHODS:
         raise UserError(f"method_name in run.py is '{method_name}'; it must be one of {', '.join(METHODS)}.")
     given.setdefault("method", method_name)
-    return Settings.for_dataset(given.pop("dataset", Settings.dataset), **given)
+    return Settings.for_dataset(given.pop("dataset", Settings.dataset), **given), None
+
+
+def resumed_settings(folder: Path, given: dict[str, Any]) -> Settings:
+    """The settings of the run in `folder`, with those `given` flags that change no result."""
+    saved = read_json(folder / "config.json", dict).get("settings")
+    if not isinstance(saved, dict):
+        raise UserError(f"--resume {folder}: its config.json holds no settings; name the folder of a run.")
+    saved = {key: tuple(value) if isinstance(value, list) else value for key, value in saved.items()}
+    settings = Settings.for_dataset(**saved)
+    differing = [
+        f"--{field.replace('_', '-')} {_shown(value)} (the run has {_shown(saved[field])})"
+        for field, value in given.items()
+        if field not in FREE_TO_CHANGE and value != saved[field]
+    ]
+    if differing:
+        raise UserError(
+            f"--resume {folder}: these flags would make it another run: {', '.join(differing)}; "
+            "leave them out, or start a new run."
+        )
+    return dataclasses.replace(settings, **{field: given[field] for field in FREE_TO_CHANGE if field in given})
+
+
+def _shown(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def data_options(settings: Settings) -> dict[str, Any]:
