@@ -212,32 +212,39 @@ def _count_numpy(query_code, database_code, query_labels, database_labels, items
     offset = bits - (query_code != 0).sum(1).numpy()
     labels, asked = pack_words(database_labels), pack_words(query_labels)
     values = (bits + 1) * (grades + 1)
-    key_type = np.uint8 if values <= 1 << 8 else np.int16 if values <= 1 << 15 else np.int32
+    largest = max(values, query_labels.shape[1] + 1)
+    key_type = np.uint8 if largest <= 1 << 8 else np.int16 if largest <= 1 << 15 else np.int32
+    counts = np.empty((len(query_code), values), np.int64)
 
     def count(rows: slice) -> None:
-        distance = 0
-        for word in range(len(database)):
-            differ = database[word] ^ queries[word][rows, None]
+        # in place and without mixed types throughout: a conversion costs more than the counting
+        distance = np.zeros((), key_type)
+        for word, ask, use in zip(database, queries, used, strict=True):
+            differ = word ^ ask[rows, None]
             if offset[rows].any():
-                differ &= used[word][rows, None]
-            distance = np.add(distance, np.bitwise_count(differ), dtype=key_type)
-        if grades == 1:
-            shared = np.zeros(1, np.bool_)
-            for word in range(len(labels)):
-                shared = shared | ((labels[word] & asked[word][rows, None]) != 0)
-        else:
-            shared = sum(np.bitwise_count(labels[word] & asked[word][rows, None]) for word in range(len(labels)))
-            shared = np.minimum(shared, grades)
-        distance *= grades + 1
+                differ &= use[rows, None]
+            ones = np.bitwise_count(differ).astype(key_type, copy=False)
+            distance = ones if distance.ndim == 0 else np.add(distance, ones, out=distance)
+        shared = np.zeros((), key_type)
+        for word, ask in zip(labels, asked, strict=True):
+            both = word & ask[rows, None]
+            ones = (both != 0).view(np.uint8) if grades == 1 else np.bitwise_count(both)
+            ones = ones.astype(key_type, copy=False)
+            shared = ones if shared.ndim == 0 else np.add(shared, ones, out=shared)
+        if len(labels) > 1 or grades > 1:
+            np.minimum(shared, grades, out=shared)
+        distance *= key_type(grades + 1)
         distance += shared
         for row, key in zip(range(rows.start, rows.stop), torch.from_numpy(distance), strict=True):
-            counts = torch.bincount(key, minlength=values).view(bits + 1, grades + 1).numpy()
-            places = slice(offset[row], offset[row] + 2 * bits + 1, 2)
-            room = bits + 1 - (offset[row] + 1) // 2  # the query's unused bits never differ
-            items[row, places] += counts.sum(1)[:room]
-            relevant[row, :, places] += _at_least(counts)[:, :room]
+            counts[row] = torch.bincount(key, minlength=values).numpy()
 
     workers.map(count, len(query_code), max(1, _PAIRS_PER_BLOCK["numpy"] // len(database_code)))
+    by_share = counts.reshape(len(counts), bits + 1, grades + 1)
+    for start in np.unique(offset):  # a query's unused bits never differ: its distances start at half their number
+        rows, differences = offset == start, bits + 1 - start
+        places = slice(start, start + 2 * differences - 1, 2)
+        items[rows, places] += by_share[rows, :differences].sum(2)
+        relevant[rows, :, places] += _at_least(by_share[rows, :differences])
 
 
 def pack_words(rows: torch.Tensor) -> list[Words]:
