@@ -24,9 +24,10 @@ import torch
 
 ENGINES = ("compiled", "numpy", "torch")
 
-_ROWS_PER_CHUNK = 1 << 16  # database rows packed at once
+_ROWS_PER_CHUNK = 1 << 16  # database rows packed at once, ...
+_NUMBERS_PER_CHUNK = 1 << 23  # ... fewer where codes and labels are wide
 _PAIRS_WORTH_COMPILING = 1 << 23  # numpy counts these in about the time that numba takes to load
-_HISTOGRAM_BYTES = 1 << 24  # histograms of one block of queries
+_HISTOGRAM_BYTES = 1 << 22  # histograms of one block of queries
 _PAIRS_PER_BLOCK = {"numpy": 1 << 17, "torch": 1 << 20, "cuda": 1 << 25}  # query-item pairs held at once
 
 Words = npt.NDArray[np.unsignedinteger]
@@ -79,8 +80,7 @@ def count_by_distance(
     relevant = np.zeros((shape[0], grades, 2 * shape[1] + 1), np.int64)
     count = {"compiled": _count_compiled, "numpy": _count_numpy, "torch": _count_torch}[engine]
     with _Workers(threads) as workers:
-        for start in range(0, len(database_code), _ROWS_PER_CHUNK):
-            rows = slice(start, start + _ROWS_PER_CHUNK)
+        for rows in _chunks(database_code, database_labels):
             count(
                 query_code, database_code[rows], query_labels, database_labels[rows], items, relevant, workers, device
             )
@@ -113,6 +113,13 @@ def stable_average_precision(
         if result is None:
             result = _rank_sorted(*arguments, limit, device, workers)
     return result
+
+
+def _chunks(codes: torch.Tensor, labels: torch.Tensor) -> list[slice]:
+    """Slices of the database that bound what a chunk takes; multiples of 4096 rows, the bit slices' block."""
+    rows = _NUMBERS_PER_CHUNK // (codes.shape[1] + labels.shape[1]) // 4096 * 4096
+    rows = min(max(rows, 4096), _ROWS_PER_CHUNK)
+    return [slice(start, start + rows) for start in range(0, len(codes), rows)]
 
 
 class _Workers:
@@ -157,7 +164,7 @@ class _Planes:
     """A chunk of the database as bit planes, packed by all workers."""
 
     def __init__(self, codes: torch.Tensor, labels: torch.Tensor, workers: _Workers) -> None:
-        from utils.hamming_compiled import BLOCK, WORDS, pack_planes
+        from .hamming_compiled import BLOCK, WORDS, pack_planes
 
         code_rows, label_rows = to_numpy(codes), to_numpy(labels)
         blocks = -(-len(code_rows) // BLOCK)
@@ -176,7 +183,7 @@ class _Planes:
 
 
 def _count_compiled(query_code, database_code, query_labels, database_labels, items, relevant, workers, device) -> None:
-    from utils.hamming_compiled import count_blocks
+    from .hamming_compiled import count_blocks
 
     planes = _Planes(database_code, database_labels, workers)
     codes = query_code.to(torch.int8).contiguous().numpy()
@@ -289,12 +296,11 @@ def _as_columns(rows: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 def _rank_compiled(query_code, database_code, query_labels, database_labels, limit, workers):
     """AP in stable order by two counts; None where a row is zero in part, which the bit slices do not order."""
-    from utils.hamming_compiled import rank_blocks
+    from .hamming_compiled import rank_blocks
 
     items = np.zeros((len(query_code), 2 * query_code.shape[1] + 1), np.int64)
     relevant = np.zeros((len(query_code), 1, items.shape[1]), np.int64)
-    chunks = [slice(start, start + _ROWS_PER_CHUNK) for start in range(0, len(database_code), _ROWS_PER_CHUNK)]
-    for rows in chunks:
+    for rows in _chunks(database_code, database_labels):
         _count_compiled(
             query_code, database_code[rows], query_labels, database_labels[rows], items, relevant, workers, None
         )
@@ -302,7 +308,7 @@ def _rank_compiled(query_code, database_code, query_labels, database_labels, lim
     next_found = np.cumsum(relevant[:, 0], axis=1) - relevant[:, 0]
     precisions, found = np.zeros(len(query_code)), np.zeros(len(query_code), np.int64)
     codes, lists = query_code.to(torch.int8).contiguous().numpy(), _label_lists(query_labels)
-    for chunk in chunks:
+    for chunk in _chunks(database_code, database_labels):
         planes = _Planes(database_code[chunk], database_labels[chunk], workers)
         if len(planes.partial):
             return None
@@ -330,8 +336,7 @@ def _rank_sorted(query_code, database_code, query_labels, database_labels, limit
         asked = query_labels[rows].to(device, torch.float32)
         distance = torch.empty(len(codes), num_items, dtype=torch.int16, device=device)
         hit = torch.empty(len(codes), num_items, dtype=torch.bool, device=device)
-        for column in range(0, num_items, _ROWS_PER_CHUNK):
-            chunk = slice(column, column + _ROWS_PER_CHUNK)
+        for chunk in _chunks(database_code, database_labels):
             distance[:, chunk] = bits - codes @ _as_columns(database_code[chunk], device)
             hit[:, chunk] = asked @ _as_columns(database_labels[chunk], device) > 0
 

@@ -7,6 +7,8 @@ tie (McSherry & Najork, ECIR 2008; He, Lu & Sclaroff, CVPR 2018), or exact where
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 
@@ -66,6 +68,8 @@ def expected_average_precision(items: Counts, relevant: Counts, topk: int | None
     Source: the closed form of McSherry & Najork for whole ties, summed over the hypergeometric law of the number of
     relevant items kept where R falls inside a tie (docs/evaluation.md, "Expected average precision").
     """
+    used = items.any(axis=0)  # distances at which no query has an item need no arithmetic
+    items, relevant = items[:, used], relevant[:, used]
     before = np.cumsum(items, axis=1) - items  # [Q, B], s
     relevant_before = np.cumsum(relevant, axis=1) - relevant  # [Q, B], R₀
     limit = cut(topk, int(items[0].sum()))
@@ -130,3 +134,60 @@ def _expected_at_cut(
         result[chosen] = (probability * value).sum(axis=1) / probability.sum(axis=1)
         start = stop
     return result
+
+
+def expected_within(items: Counts, weights: npt.NDArray, cutoffs: Sequence[int]) -> Figures:
+    """Expected total weight of the first N items of each ranking, for each N.
+
+    Args:
+        items: int [Q, B]. weights: [Q, B], total weight of the items at each distance, e.g. how many are relevant.
+        cutoffs: the Ns.
+
+    Returns:
+        float64 [Q, len(cutoffs)].
+    """
+    before = np.cumsum(items, axis=1) - items
+    mean = weights / np.maximum(items, 1)
+    return np.stack([(mean * np.clip(n - before, 0, items)).sum(axis=1) for n in cutoffs], axis=1)
+
+
+def within_radius(items: Counts, relevant: Counts) -> tuple[Figures, Figures, Counts]:
+    """Precision, recall and number of items within each Hamming radius.
+
+    Args:
+        items, relevant: int [Q, 2K+1], bin j at distance j/2.
+
+    Returns:
+        precision (0 for an empty ball) and recall (0 for a query without a relevant item), float64 [Q, K+1], and the
+        number of items within radius 0..K, int64 [Q, K+1].
+    """
+    inside, found = np.cumsum(items, axis=1)[:, ::2], np.cumsum(relevant, axis=1)[:, ::2]
+    return found / np.maximum(inside, 1), found / np.maximum(found[:, -1:], 1), inside
+
+
+def expected_ndcg(items: Counts, graded: Counts, cutoffs: Sequence[int]) -> Figures:
+    """NDCG@N of each query, expected over the order inside ties.
+
+    The gain of an item that shares g labels with the query is 2^g − 1, the discount of rank i is 1/log₂(1 + i).
+
+    Args:
+        items: int [Q, B]. graded: int [Q, G, B]; graded[:, g] counts the items sharing more than g labels.
+        cutoffs: the Ns.
+
+    Returns:
+        float64 [Q, len(cutoffs)]; 0 for a query without a relevant item.
+
+    Source: Järvelin & Kekäläinen, TOIS 2002; ties as in McSherry & Najork, ECIR 2008.
+    """
+    added_gain = 2.0 ** np.arange(graded.shape[1])  # gain(g+1) − gain(g)
+    gains = np.einsum("qgb,g->qb", graded, added_gain)
+    total = graded.sum(axis=2)  # [Q, G]
+    end = np.cumsum(items, axis=1)
+    mean = gains / np.maximum(items, 1)
+    discounts = np.concatenate([[0.0], np.cumsum(1.0 / np.log2(np.arange(2, max(cutoffs) + 2)))])
+    result = []
+    for n in cutoffs:
+        kept = discounts[np.minimum(end, n)] - discounts[np.minimum(end - items, n)]
+        ideal = (discounts[np.minimum(total, n)] * added_gain).sum(axis=1)
+        result.append((mean * kept).sum(axis=1) / np.where(ideal > 0, ideal, 1.0))
+    return np.stack(result, axis=1)
