@@ -106,19 +106,20 @@ def evaluate_codes(
     grades = max(1, asked) if multi_label else 1
     cutoffs = [n for n in CUTOFFS if n <= num_items]
     radius = min(2, bits)
+    averages = {ties: torch.empty(num_queries, dtype=torch.float64) for ties in TIES}
     sums: dict[str, Any] = {}
 
     def add(name: str, values: np.ndarray) -> None:
         sums[name] = sums.get(name, 0) + values.sum(axis=0)
 
-    for _, block in _query_blocks(arguments, grades):
+    for rows, block in _query_blocks(arguments, grades):
         items, graded = count_by_distance(*block, grades=grades, device=device)
         relevant = graded[:, 0]
         total = relevant.sum(axis=1)
         found = expected_within(items, relevant, cutoffs)
         precision, recall, inside = within_radius(items, relevant)
-        add("expected", expected_average_precision(items, relevant, topk))
-        add("stable", _average_precision(block, device, topk, "stable"))
+        averages["expected"][rows] = torch.from_numpy(expected_average_precision(items, relevant, topk))
+        averages["stable"][rows] = torch.from_numpy(_average_precision(block, device, topk, "stable"))
         add("precision_at", found / cutoffs)
         add("recall_at", found / np.maximum(total, 1)[:, None])
         add("precision", precision)
@@ -132,7 +133,7 @@ def evaluate_codes(
         return (sums[name] / num_queries).tolist()
 
     report: dict[str, Any] = {
-        "map": {"expected": mean("expected"), "stable": mean("stable")},
+        "map": {ties: float(values.mean()) for ties, values in averages.items()},
         "precision_recall": {"precision": mean("precision"), "recall": mean("recall")},
         "precision_at": dict(zip(cutoffs, mean("precision_at"), strict=True)),
         "recall_at": dict(zip(cutoffs, mean("recall_at"), strict=True)),
@@ -148,7 +149,7 @@ def evaluate_codes(
     return {
         **report,
         "queries_without_relevant": int(sums["without_relevant"]),
-        "zero_rows": sum(int((rows == 0).all(axis=1).sum()) for rows in _chunks(arguments[1])),
+        "zero_rows": sum(int((codes == 0).all(axis=1).sum()) for codes in _chunks(arguments[1])),
         "topk": None if limit == num_items else limit,
     }
 
