@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import logging
 import pickle
+import pickletools
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,14 @@ def _encode(text: Any, encoding: Any = "latin1") -> bytes:
     return text.encode("latin1")
 
 
+def _empty_bytes() -> bytes:
+    # How pickle's protocols 0 to 2 spell b"". With an argument, bytes() could ask for any amount of memory.
+    return b""
+
+
 _ALLOWED = {
+    ("__builtin__", "bytes"): _empty_bytes,
+    ("builtins", "bytes"): _empty_bytes,
     ("numpy", "dtype"): _Type,
     ("numpy", "ndarray"): _Bytes,
     ("_codecs", "encode"): _encode,
@@ -97,6 +105,14 @@ class _PlainUnpickler(pickle.Unpickler):
             raise pickle.UnpicklingError(f"it asks for {module}.{name}") from None
 
 
+def _require_modest_memo(content: bytes) -> None:
+    # The reader makes room for as many remembered objects as the largest number in a file says: gigabytes for one
+    # flipped bit. No file has more objects than bytes.
+    for opcode, argument, _ in pickletools.genops(content):
+        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and not 0 <= int(argument or 0) <= len(content):
+            raise pickle.UnpicklingError("it numbers an object beyond its own length")
+
+
 def read_plain_pickle(path: Path) -> dict[str, Any]:
     """The dictionary in a pickle of plain data, its keys as str.
 
@@ -106,6 +122,7 @@ def read_plain_pickle(path: Path) -> dict[str, Any]:
     mend = f"Delete the folder {path.parent} and run again to download CIFAR-10 afresh."
     try:
         content = path.read_bytes()
+        _require_modest_memo(content)
         loaded = _PlainUnpickler(io.BytesIO(content), encoding="latin1").load()
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}.") from error
