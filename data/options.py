@@ -18,7 +18,8 @@ class Options:
         image_size: S, pixels of the square images; None: 224 (digits: 64).
         split: "lists" for the lists as given (flickr25k); None: the protocol's own split.
         on_bad_image: "error", or "skip": an image that cannot be read is left out of the split.
-        cache: keep decoded pixels in a file beside the dataset; a path: in that folder.
+        cache: keep decoded pixels in a file beside the dataset; a path: in that folder. "on" and "off" are True and
+            False, as a command line spells them.
         check: look for images that are both query and database, by content.
         num_workers: threads that decode; 0: one a processor.
     """
@@ -33,6 +34,8 @@ class Options:
     num_workers: int = 0
 
     def __post_init__(self) -> None:
+        if self.cache in ("on", "off"):
+            object.__setattr__(self, "cache", self.cache == "on")
         for field in ("seed", "num_workers"):
             value = getattr(self, field)
             if not isinstance(value, int) or isinstance(value, bool) or value < 0:
@@ -44,7 +47,7 @@ class Options:
         if self.on_bad_image not in ("error", "skip"):
             raise UserError(f"on_bad_image must be error or skip, not {self.on_bad_image!r}.")
         if not isinstance(self.cache, (bool, str, os.PathLike)):
-            raise UserError(f"cache must be True, False or a folder, not {self.cache!r}.")
+            raise UserError(f"cache must be on, off or a folder, not {self.cache!r}.")
         if self.split not in (None, "lists"):
             raise UserError(f"split must be left out or be lists, not {self.split!r}.")
 

@@ -137,10 +137,10 @@ def open_cache(
         UserError: the cache cannot be written.
     """
     signatures = image_signatures(names, stats, shorter_side)
-    cached = _fresh(path, root, names, signatures)
-    if cached is not None:
-        return cached
     try:
+        cached = _fresh(path, root, names, signatures)
+        if cached is not None:
+            return cached
         path.parent.mkdir(parents=True, exist_ok=True)
         with _locked(path) as alone:
             cached = _fresh(path, root, names, signatures)  # another run may have built it meanwhile
@@ -151,7 +151,7 @@ def open_cache(
     except OSError as error:
         reason = "the disk is full" if error.errno == errno.ENOSPC else error.strerror or str(error)
         raise UserError(
-            f"The cache of decoded images {path} cannot be written: {reason}. Keep it in another folder with "
+            f"The cache of decoded images {path} cannot be read or written: {reason}. Keep it in another folder with "
             "--cache DIR, or do without with --cache off (each image is then decoded each time)."
         ) from error
     if cached is None:
