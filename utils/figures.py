@@ -455,11 +455,19 @@ def run_figures(
     Raises:
         UserError: the folder is no finished run's, a file is damaged, or `split` is not the run's.
     """
-    run = read_run(folder)
+    run, metrics = read_run(folder), read_metrics(folder)
+    code_sets = find_code_sets([run.folder]) if any(run.folder.glob("*-query_code.t")) else []
+    reports = [evaluate_set(code_set, topk=None) for code_set in code_sets]
+    galleries = {}
+    for code_set in code_sets if split is not None else []:
+        query_code, database_code, *_ = load_code_set(code_set)
+        assert split is not None
+        galleries[query_code.shape[1]] = gallery_of(split, query_code, database_code)
+
     output = run.folder / "figures" if output is None else Path(output)
     written = [
         training_figure(output / f"training-{bits}bits.{picture_format}", rows, f"{run.title}, {bits} bits")
-        for bits, rows in sorted(read_metrics(run.folder).items())
+        for bits, rows in sorted(metrics.items())
         if len(rows) > 1
     ]
     if len(run.results) > 1:
@@ -468,17 +476,12 @@ def run_figures(
             del series[NEVER_DRAWN]
         path = output / f"map-by-code-length.{picture_format}"
         written.append(map_figure(path, series, _map_name([run]), run.title))
-    if any(run.folder.glob("*-query_code.t")):
-        code_sets = find_code_sets([run.folder])
-        reports = [evaluate_set(code_set, topk=None) for code_set in code_sets]
+    if reports:
         written += evaluation_figures(
             run.folder, reports, output=output, picture_format=picture_format, title=run.title
-        )  # fmt: skip
-        for code_set in code_sets if split is not None else []:
-            query_code, database_code, *_ = load_code_set(code_set)
-            assert split is not None
-            path = output / f"gallery-{query_code.shape[1]}bits.{picture_format}"
-            written.append(gallery_figure(path, gallery_of(split, query_code, database_code)))
+        )
+    for bits, content in sorted(galleries.items()):
+        written.append(gallery_figure(output / f"gallery-{bits}bits.{picture_format}", content))
     return written
 
 
