@@ -1,0 +1,244 @@
+"""How fast the evaluation is: mAP by a plain loop, by utils.evaluate in all its ways, and by faiss, timed in turn.
+
+python -m benchmarks.evaluate                   # five settings, seven rounds; prints the table of docs/evaluation.md
+python -m benchmarks.evaluate --quick           # seconds, tiny: proves that it runs
+python -m benchmarks.evaluate --csv results/evaluate.csv
+
+Every round times each contestant once, one after the other, so that a machine's mood strikes all alike; the figures
+are medians over rounds. The plain loop and faiss rank only some of the queries and are scaled up by their number.
+Codes and labels are random, which is the hardest case: nothing is skipped because of how trained codes look.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import functools
+import importlib.util
+import multiprocessing
+import platform
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest import mock
+
+import numpy as np
+import torch
+
+from utils.evaluate import average_precision
+
+
+class Setting(NamedTuple):
+    name: str
+    queries: int
+    database: int
+    bits: int
+    classes: int
+    topk: int | None
+
+
+SETTINGS = (
+    Setting("CIFAR-10, 12 bits", 1000, 59_000, 12, 10, None),
+    Setting("CIFAR-10, 32 bits", 1000, 59_000, 32, 10, None),
+    Setting("CIFAR-10, 64 bits", 1000, 59_000, 64, 10, None),
+    Setting("NUS-WIDE, 32 bits", 2100, 193_734, 32, 21, None),
+    Setting("NUS-WIDE, 32 bits, top 5,000", 2100, 193_734, 32, 21, 5000),
+)
+QUICK = (Setting("tiny", 60, 3_000, 12, 10, None), Setting("tiny, top 500", 60, 3_000, 32, 21, 500))
+
+Case = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+def make_case(setting: Setting) -> Case:
+    """Random ±1 codes and labels, float32: one label an item for 10 classes, else each label with probability 0.1.
+
+    Database codes are distinct where 2^K leaves room for that.
+    """
+    rng = np.random.default_rng(999)
+    shape = setting.queries, setting.database
+    codes = [rng.integers(0, 2, (n, setting.bits), dtype=np.int8) * 2 - 1 for n in shape]
+    if setting.bits > 16:
+        distinct = np.unique(codes[1], axis=0)
+        while len(distinct) < setting.database:
+            more = rng.integers(0, 2, (setting.database, setting.bits), dtype=np.int8) * 2 - 1
+            distinct = np.unique(np.concatenate([distinct, more]), axis=0)
+        codes[1] = distinct[rng.permutation(len(distinct))[: setting.database]]
+    if setting.classes == 10:
+        labels = [np.eye(10, dtype=np.bool_)[rng.integers(0, 10, n)] for n in shape]
+    else:
+        labels = [rng.random((n, setting.classes)) < 0.1 for n in shape]
+    query_code, database_code = (torch.from_numpy(array.astype(np.float32)) for array in codes)
+    query_labels, database_labels = (torch.from_numpy(array.astype(np.float32)) for array in labels)
+    return query_code, database_code, query_labels, database_labels
+
+
+def plain_loop(case: Case, topk: int | None) -> torch.Tensor:
+    """AP in stable order as the definition reads: sort the database for one query after the other."""
+    query_code, database_code, query_labels, database_labels = case
+    result = torch.zeros(len(query_code), dtype=torch.float64)
+    for i in range(len(query_code)):
+        distance = 0.5 * (query_code.shape[1] - query_code[i] @ database_code.T)
+        relevant = (query_labels[i] @ database_labels.T > 0)[torch.argsort(distance, stable=True)][:topk]
+        ranks = torch.nonzero(relevant).flatten() + 1
+        if len(ranks):
+            result[i] = (torch.arange(1, len(ranks) + 1, dtype=torch.float64) / ranks).mean()
+    return result
+
+
+def faiss_flat(case: Case, topk: int | None) -> torch.Tensor:
+    """AP from the ranking of faiss's exact binary index, in its own order inside ties."""
+    import faiss
+
+    query_code, database_code, query_labels, database_labels = case
+    faiss.omp_set_num_threads(torch.get_num_threads())
+
+    def packed(codes: torch.Tensor) -> np.ndarray:
+        words = np.packbits(codes.numpy() > 0, axis=1)
+        return np.pad(words, ((0, 0), (0, -words.shape[1] % 4)))
+
+    index = faiss.IndexBinaryFlat(8 * packed(database_code[:1]).shape[1])
+    index.add(packed(database_code))
+    result = torch.zeros(len(query_code), dtype=torch.float64)
+    for start in range(0, len(query_code), 20):
+        rows = slice(start, start + 20)
+        ranked = torch.from_numpy(index.search(packed(query_code[rows]), topk or len(database_code))[1])
+        for i, order in enumerate(ranked, start=start):
+            ranks = torch.nonzero((database_labels @ query_labels[i] > 0)[order]).flatten() + 1
+            if len(ranks):
+                result[i] = (torch.arange(1, len(ranks) + 1, dtype=torch.float64) / ranks).mean()
+    return result
+
+
+def ours(case: Case, topk: int | None, *, engine: str, threads: int, ties: str = "expected") -> torch.Tensor:
+    """`average_precision`, checks and packing included, with one way to count and a number of threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with mock.patch("utils.hamming.default_engine", lambda *_: engine):
+            return average_precision(*case, topk=topk, ties=ties)
+    finally:
+        torch.set_num_threads(before)
+
+
+def contestants(threads: int) -> dict[str, Callable[[Case, int | None], torch.Tensor]]:
+    """What is timed, by name; numba and faiss only where they are installed."""
+    result: dict[str, Callable[[Case, int | None], torch.Tensor]] = {"plain loop": plain_loop}
+    if importlib.util.find_spec("numba"):
+        result["ours, 1 thread"] = functools.partial(ours, engine="compiled", threads=1)
+        result[f"ours, {threads} threads"] = functools.partial(ours, engine="compiled", threads=threads)
+        result["ours, stable"] = functools.partial(ours, engine="compiled", threads=threads, ties="stable")
+    if hasattr(np, "bitwise_count"):
+        result["without numba"] = functools.partial(ours, engine="numpy", threads=threads)
+    result["torch path"] = functools.partial(ours, engine="torch", threads=threads)
+    if importlib.util.find_spec("faiss"):
+        result["faiss flat"] = faiss_flat
+    return result
+
+
+SUBSET = ("plain loop", "faiss flat")
+
+
+def measure(setting: Setting, rounds: int, subset: int, threads: int) -> list[dict[str, Any]]:
+    """Median seconds of each contestant, and the ratio of the plain loop's to it; the figures are compared too."""
+    case = make_case(setting)
+    few = (case[0][:subset], case[1], case[2][:subset], case[3])
+    seconds: dict[str, list[float]] = {}
+    figures: dict[str, torch.Tensor] = {}
+    for round_number in range(rounds + 1):  # the first round warms up
+        for name, contestant in contestants(threads).items():
+            start = time.perf_counter()
+            figures[name] = contestant(few if name in SUBSET else case, setting.topk)
+            elapsed = time.perf_counter() - start
+            if round_number:
+                scale = setting.queries / len(few[0]) if name in SUBSET else 1.0
+                seconds.setdefault(name, []).append(elapsed * scale)
+    expected = [values for name, values in figures.items() if name not in (*SUBSET, "ours, stable")]
+    assert all(torch.equal(values, expected[0]) for values in expected), "the ways to count disagree"
+    if "ours, stable" in figures:
+        torch.testing.assert_close(figures["ours, stable"][: len(few[0])], figures["plain loop"], rtol=0, atol=1e-12)
+    distinct = len(np.unique(case[1].numpy().astype(np.int8), axis=0)) / setting.database
+    plain = statistics.median(seconds["plain loop"])
+    return [
+        {
+            "setting": setting.name,
+            "queries": setting.queries,
+            "database": setting.database,
+            "bits": setting.bits,
+            "topk": setting.topk or "all",
+            "distinct_codes": round(distinct, 3),
+            "contestant": name,
+            "queries_timed": len(few[0]) if name in SUBSET else setting.queries,
+            "seconds": f"{statistics.median(times):.5f}",
+            "fastest": f"{min(times):.5f}",
+            "slowest": f"{max(times):.5f}",
+            "ratio": f"{plain / statistics.median(times):.1f}",
+            "rounds": rounds,
+        }
+        for name, times in seconds.items()
+    ]
+
+
+def peak_memory(setting: Setting, engine: str, ties: str) -> float:
+    """MiB that one evaluation takes above its inputs at its peak: the resident set's high-water mark (Linux)."""
+    case = make_case(setting)
+    warm = tuple(tensor[:100] for tensor in case)
+    ours(warm, None, engine=engine, threads=2, ties=ties)  # type: ignore[arg-type]  # load what it loads once
+    Path("/proc/self/clear_refs").write_text("5")  # set the high-water mark back to what is resident now
+
+    def kib(field: str) -> int:
+        status = Path("/proc/self/status").read_text()
+        return int(next(line.split()[1] for line in status.splitlines() if line.startswith(field)))
+
+    before = kib("VmRSS")
+    ours(case, setting.topk, engine=engine, threads=2, ties=ties)
+    return (kib("VmHWM") - before) / 1024
+
+
+def print_row(rows: Sequence[dict[str, Any]], *, head: bool) -> None:
+    """One setting as a line of Markdown: seconds, and how many times faster than the plain loop."""
+    if head:
+        print("| setting | " + " | ".join(row["contestant"] for row in rows) + " |")
+        print("| --- |" + " ---: |" * len(rows))
+    cells = [f"{float(row['seconds']):.3f} s ({float(row['ratio']):.0f}×)" for row in rows]
+    print(f"| {rows[0]['setting']} | " + " | ".join(cells) + " |", flush=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="tiny sizes, two rounds")
+    parser.add_argument("--rounds", type=int, default=7, help="timed rounds (default: 7)")
+    parser.add_argument(
+        "--subset", type=int, default=20, help="queries that the plain loop and faiss rank (default: 20)"
+    )
+    parser.add_argument("--threads", type=int, default=2, help="threads of all but 'ours, 1 thread' (default: 2)")
+    parser.add_argument("--memory", action="store_true", help="measure peak memory instead of time (Linux)")
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="write every figure there")
+    options = parser.parse_args(arguments)
+    settings, rounds = (QUICK, 2) if options.quick else (SETTINGS, options.rounds)
+    torch.set_num_threads(options.threads)
+    print(f"torch {torch.__version__}, numpy {np.__version__}, {platform.machine()}, {options.threads} threads")
+    if options.memory:
+        for setting in settings:
+            for engine, ties in (("compiled", "expected"), ("compiled", "stable"), ("numpy", "expected"),
+                                 ("numpy", "stable"), ("torch", "expected")):  # fmt: skip
+                with multiprocessing.get_context("spawn").Pool(1) as pool:
+                    peak = pool.apply(peak_memory, (setting, engine, ties))
+                print(f"{setting.name}: {engine}, {ties}: {peak:.0f} MiB above the inputs", flush=True)
+        return
+    print(f"medians of {rounds} rounds; {' and '.join(SUBSET)} on {options.subset} queries, scaled to all")
+    rows: list[dict[str, Any]] = []
+    for setting in settings:
+        measured = measure(setting, rounds, options.subset, options.threads)
+        print_row(measured, head=not rows)
+        rows += measured
+    if options.csv:
+        with options.csv.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+
+
+if __name__ == "__main__":
+    main()
