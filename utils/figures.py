@@ -219,7 +219,7 @@ def draw_distinct(axes: Axes, rows: Rows) -> None:
 
 def _iterations(axes: Axes, of: Sequence[int] | None = None) -> None:
     axes.set_xlabel("iteration")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6, steps=[1, 2, 5, 10]))
     if of is not None:
         room = 0.05 * (of[-1] - of[0])
         axes.set_xlim(of[0] - room, of[-1] + room)

@@ -23,17 +23,15 @@ from .errors import UserError
 from .plot_style import BLACK, GREEN, PAGE_WIDTH, VERMILLION, save, styled
 
 THUMBNAIL = 96  # pixels
-CAPTION = (
-    "Neighbours by Hamming distance d, ties in database order\n"
-    "✓ solid frame: shares a label with the query   ✗ dashed frame: shares none"
-)
+CAPTION = "Neighbours by Hamming distance d, ties in database order; under each {}\n{}"
+MARKS = "✓ solid frame: shares a label with the query   ✗ dashed frame: shares none"
 
 # Geometry in inches. The data coordinates of the axes are inches too, y downwards.
 _IMAGE, _PITCH_X, _QUERY_GAP, _MARGIN = 0.54, 0.62, 0.16, 0.06
 _HEADER, _TEXT_LINE, _ROW_GAP = 0.54, 0.105, 0.09
 _FONT = 6.5
-_LEAST_WIDTH = 4.0  # of the caption
-_CHARACTERS = 11  # that fit under an image
+_LEAST_WIDTH = 5.0  # of the caption
+_CHARACTERS = 10  # that fit under an image
 _LABEL_LINES = {False: 1, True: 2}  # by multi_label
 
 
@@ -68,16 +66,16 @@ class Gallery:
         """[q, k]: whether a neighbour shares a label."""
         return np.asarray(self.shared.any(axis=-1))
 
-    def text(self, labels: npt.NDArray[np.bool_], nothing: str = "no label") -> str:
-        """The names of multi-hot `labels` [C], cut to the room under an image."""
+    def text(self, labels: npt.NDArray[np.bool_], nothing: str = "no label", more_lines: int = 0) -> str:
+        """The names of multi-hot `labels` [C], cut to the room under an image, with `more_lines` than a neighbour's."""
         chosen = np.flatnonzero(labels).tolist()
         names = [str(number) if self.class_names is None else self.class_names[number] for number in chosen]
-        return shorten(", ".join(names) or nothing, _LABEL_LINES[self.multi_label])
+        return shorten(", ".join(names) or nothing, _LABEL_LINES[self.multi_label] + more_lines)
 
 
 def shorten(text: str, lines: int) -> str:
     """`text` on at most `lines` lines of the width of an image, with … where something is left out."""
-    wrapped = textwrap.wrap(text, _CHARACTERS, max_lines=lines, placeholder="…", break_long_words=True)
+    wrapped = textwrap.wrap(text, _CHARACTERS, max_lines=lines, placeholder=" …", break_long_words=True)
     return "\n".join(wrapped)
 
 
@@ -154,7 +152,7 @@ def thumbnails(dataset: ImageDataset, rows: Sequence[int]) -> npt.NDArray[np.uin
 def draw_gallery(axes: Axes, gallery: Gallery) -> tuple[float, float]:
     """Draw `gallery` on `axes`; returns the (width, height) in inches that the axes should have.
 
-    Each frame's `gid` is "query-ROW" or "neighbour-ROW-RANK", counted from 1.
+    The `gid` of a frame and of the lines of text under it is "query-ROW" or "neighbour-ROW-RANK", counted from 1.
     """
     num_queries, num_neighbours = gallery.distance.shape
     row_height = _IMAGE + _TEXT_LINE * (1 + _LABEL_LINES[gallery.multi_label]) + _ROW_GAP + 0.03
@@ -162,28 +160,33 @@ def draw_gallery(axes: Axes, gallery: Gallery) -> tuple[float, float]:
     height = _HEADER + row_height * num_queries
     left = [_MARGIN + _IMAGE + _QUERY_GAP + _PITCH_X * column for column in range(num_neighbours)]
 
-    def cell(image: np.ndarray, x: float, y: float, gid: str, text: str, colour: str, line: str) -> None:
+    def cell(image: np.ndarray, x: float, y: float, gid: str, text: str, colour: str, frame_line: str) -> None:
         axes.imshow(
             image.transpose(1, 2, 0), extent=(x, x + _IMAGE, y + _IMAGE, y), interpolation="antialiased", zorder=1
         )
-        frame = Rectangle((x, y), _IMAGE, _IMAGE, fill=False, edgecolor=colour, linestyle=line, linewidth=1.5, gid=gid)
+        frame = Rectangle(
+            (x, y), _IMAGE, _IMAGE, fill=False, edgecolor=colour, linestyle=frame_line, linewidth=1.5, gid=gid
+        )
         axes.add_patch(frame)
-        axes.text(
-            x + _IMAGE / 2, y + _IMAGE + 0.035, text, ha="center", va="top", fontsize=_FONT, linespacing=1.05
-        )  # fmt: skip
+        for number, line in enumerate(text.splitlines(), 1):
+            baseline = y + _IMAGE + 0.02 + _TEXT_LINE * number
+            axes.text(
+                x + _IMAGE / 2, baseline, line, ha="center", va="baseline", fontsize=_FONT, gid=gid, parse_math=False
+            )  # a class may be called $
 
-    axes.text(_MARGIN, 0.06, CAPTION, va="top", fontsize=_FONT + 0.5)
+    caption = CAPTION.format("the labels that it shares" if gallery.multi_label else "its class", MARKS)
+    axes.text(_MARGIN, 0.06, caption, va="top", fontsize=_FONT + 0.5)
     axes.text(_MARGIN + _IMAGE / 2, _HEADER - 0.04, "query", ha="center", va="bottom", fontsize=_FONT + 0.5)
     for rank, x in enumerate(left, 1):
         axes.text(x + _IMAGE / 2, _HEADER - 0.04, str(rank), ha="center", va="bottom", fontsize=_FONT + 0.5)
     for row in range(num_queries):
         y = _HEADER + row_height * row
-        cell(gallery.query_images[row], _MARGIN, y, f"query-{row + 1}", gallery.text(gallery.query_labels[row]),
-             BLACK, "-")  # fmt: skip
+        own = gallery.text(gallery.query_labels[row], more_lines=1)  # a query has no distance
+        cell(gallery.query_images[row], _MARGIN, y, f"query-{row + 1}", own, BLACK, "-")
         for column, x in enumerate(left):
             relevant = bool(gallery.relevant[row, column])
             own = gallery.text(gallery.labels[row, column])
-            common = gallery.text(gallery.shared[row, column], nothing="none shared")
+            common = gallery.text(gallery.shared[row, column], nothing="none")
             cell(
                 gallery.images[row, column],
                 x,

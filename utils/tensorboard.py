@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from .errors import UserError
+
+
+def require_tensorboard() -> None:
+    """Refuse `--tensorboard` before anything is computed where the package is missing.
+
+    Raises:
+        UserError: tensorboard is not installed.
+    """
+    if importlib.util.find_spec("tensorboard") is None:
+        raise UserError("--tensorboard: needs the package tensorboard; pip install tensorboard.")
 
 
 class TensorBoard:
@@ -23,10 +34,9 @@ class TensorBoard:
     """
 
     def __init__(self, folder: str | Path, code_length: int, done: int = 0) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise UserError("--tensorboard: needs the package tensorboard; pip install tensorboard.") from error
+        require_tensorboard()
+        from torch.utils.tensorboard import SummaryWriter  # slow to import: only where it is wanted
+
         self.path = Path(folder) / "tensorboard" / f"{code_length}bits"
         self.writer = SummaryWriter(self.path, purge_step=done + 1 if done else None)
 
