@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Sequence
 
 import main_mmasia
 import main_tomm
-from data import load_data
 from utils.devices import choose_device
 from utils.errors import UserError
 from utils.interrupt import Interrupted
 from utils.progress import configure_logging, log, result_table
 from utils.run_folder import RunFolder, command_line, require_writable
-from utils.settings import data_options, parse_settings
+from utils.settings import Settings, parse_settings
+from utils.splits import load_split
 
 # The variant that trains when --method is not given: "main_mmasia" (MM Asia 2021) or "main_tomm" (TOMM 2022).
 method_name = "main_mmasia"
@@ -28,7 +29,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         settings, resume = parse_settings(sys.argv[1:] if arguments is None else arguments, method_name=method_name)
         device = choose_device(settings.device)
         require_writable(settings.logs)
-        split = load_data(settings.dataset, settings.root, **data_options(settings))
+        split = load_split(settings)
+        if settings.num_samples == 0:
+            settings = dataclasses.replace(settings, num_samples=min(Settings.num_samples, len(split.database)))
         if settings.num_samples > len(split.database):
             raise UserError(
                 f"--num-samples {settings.num_samples}: the database of {settings.dataset} has only "
@@ -47,6 +50,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Interrupted as stopped:
         print(f"Stopped by {stopped}. Go on with: python run.py --resume {run.path}", file=sys.stderr)
         return stopped.status
+    if settings.figures:
+        from utils.figures import run_figures  # matplotlib is slow to import: only where it is wanted
+
+        run_figures(run.path, split=split)
     print(result_table(run.results))
     print(f"Written to {run.path}/")
     return 0

@@ -14,7 +14,7 @@ from data.digits import load_digits
 from data.duplicates import report_duplicates
 from data.flickr25k import load_flickr25k
 from data.folder import load_folder
-from data.image_dataset import ImageDataset, Split
+from data.image_dataset import ImageDataset, Split, hold_out
 from data.imagenet import load_imagenet
 from data.lists import load_lists
 from data.nus_wide import load_nus_wide_tc10, load_nus_wide_tc21
@@ -67,4 +67,4 @@ def load_data(name: str, root: str | Path, **options: Any) -> Split:
     return split
 
 
-__all__ = ["DATASETS", "ImageDataset", "Split", "load_data"]
+__all__ = ["DATASETS", "ImageDataset", "Split", "hold_out", "load_data"]

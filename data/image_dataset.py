@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 from data.pixels import PixelSource
 from data.transform import eval_windows
 from utils.errors import UserError
+from utils.seeding import generator
 
 
 class ImageDataset(Dataset[tuple[torch.Tensor, torch.Tensor, int]]):
@@ -51,6 +52,11 @@ class ImageDataset(Dataset[tuple[torch.Tensor, torch.Tensor, int]]):
         """Resize and CenterCrop of the source's `rows`: windows, int64 [N, 9]."""
         return eval_windows(self.source.sizes[rows], self.image_size, self.shorter_side)
 
+    def subset(self, positions: np.ndarray) -> ImageDataset:
+        """The images at `positions` (int64 [m]) alone, over the same pixels."""
+        labels = self.labels[torch.from_numpy(positions)]
+        return ImageDataset(self.source, self.rows[positions], labels, self.image_size, self.shorter_side)
+
     @property
     def paths(self) -> list[str] | None:
         """A file name an image, None where there are no files."""
@@ -72,6 +78,7 @@ class Split:
         class_names: a name a column of the labels, None where nothing names them.
         multi_label: whether an image may have several labels.
         name: the dataset's name, as given to `load_data`.
+        validation: images held out of the database to select the iteration on (`hold_out`), or None.
     """
 
     query: ImageDataset
@@ -80,6 +87,24 @@ class Split:
     class_names: list[str] | None
     multi_label: bool
     name: str
+    validation: ImageDataset | None = None
+
+
+def hold_out(split: Split, number: int, seed: int) -> Split:
+    """The split with `number` database images, drawn by the seed, held out: neither trained on nor searched.
+
+    Raises:
+        UserError: fewer than two images would stay in the database.
+    """
+    size = len(split.database)
+    if number > size - 2:
+        raise UserError(f"--validate {number}: the database has only {size} images; give {size - 2} or fewer.")
+    order = torch.randperm(size, generator=generator(seed, "validation")).numpy()
+    return replace(
+        split,
+        database=split.database.subset(np.sort(order[number:])),
+        validation=split.database.subset(np.sort(order[:number])),
+    )
 
 
 def make_split(

@@ -76,6 +76,14 @@ def counts(text: str) -> tuple[int, ...]:
     return values
 
 
+def share(text: str) -> float:
+    """A number above 0 and below 1."""
+    value = _number(float, text)
+    if not 0 < value < 1:
+        raise ValueError("is not a number above 0 and below 1")
+    return value
+
+
 def name(text: str) -> str:
     """Any non-empty text."""
     if not text:
@@ -94,9 +102,9 @@ def _number(kind: Callable[[str], Any], text: str) -> Any:
 
 
 def option(
-    default: Any, parse: Callable[[str], Any], help: str, group: str, choices: Sequence[str] | None = None
+    default: Any, parse: Callable[[str], Any] | None, help: str, group: str, choices: Sequence[str] | None = None
 ) -> Any:
-    """A field of `Settings`: its default and what the command line needs to know of it."""
+    """A field of `Settings`: its default and what the command line needs to know of it; no `parse`: a switch."""
     metadata = {"parse": parse, "help": help, "group": group, "choices": choices}
     return dataclasses.field(default=default, metadata=metadata)
 
@@ -118,7 +126,16 @@ class Settings:
     num_query: int | None = option(None, count, "query images (default: the dataset's protocol)", "Data")
     image_size: int = option(224, count, "side of the images that the network sees, in pixels", "Data")
     augment: str = option("crop-flip", name, "augmentation of the training images", "Data", AUGMENTATIONS)
-    num_workers: int = option(0, count_or_zero, "processes that read images ahead", "Data")
+    split: str | None = option(None, name, "flickr25k as its lists give it, not drawn by the seed", "Data", ("lists",))
+    query_share: float | None = option(None, share, "folder: share of each class held out as queries", "Data")
+    database_img: str | None = option(None, name, "lists: database images (database_img.txt)", "Data")
+    database_label: str | None = option(None, name, "lists: database labels (database_label.txt)", "Data")
+    query_img: str | None = option(None, name, "lists: query images (query_img.txt)", "Data")
+    query_label: str | None = option(None, name, "lists: query labels (query_label.txt)", "Data")
+    on_bad_image: str = option("error", name, "stop at an unreadable image, or leave it out", "Data", ("error", "skip"))
+    check: bool = option(False, None, "look for images that are both query and database", "Data")
+    cache: str = option("on", name, "decoded images in one file: on (beside the images), off, or a DIR", "Data")
+    num_workers: int = option(0, count_or_zero, "threads that decode images; 0: one a processor", "Data")
 
     weights: str = option("imagenet", name, "initial AlexNet weights: imagenet, none or a state-dict FILE", "Network")
 
@@ -135,7 +152,11 @@ class Settings:
     save_iter: int = option(10, count_or_zero, "iterations between two checkpoints; 0: none", "Training")
 
     eval_iter: int = option(10, count, "iterations between two evaluations", "Evaluation")
+    validate: int = option(0, count_or_zero, "database images held out to select the iteration on", "Evaluation")
     topk: int = option(-1, whole, "cut of the mAP; 0 or less: the whole database", "Evaluation")
+
+    figures: bool = option(False, None, "draw the run's figures into its folder at the end", "Evaluation")
+    tensorboard: bool = option(False, None, "write TensorBoard events into the run's folder", "Evaluation")
 
     @classmethod
     def for_dataset(cls, dataset: str, **given: Any) -> Settings:
@@ -165,10 +186,13 @@ PRESETS: dict[str, dict[str, Any]] = {
     "nus-wide-tc10": {"num_samples": 10500, "max_iter": 150, "topk": 5000},
     "flickr25k": {"num_samples": 5000, "max_iter": 150, "topk": 5000},
     "imagenet": {"num_samples": 10500, "max_iter": 150, "topk": 1000},
+    # Own images: 0 stands for as many rows as the release draws from CIFAR-10, or all where there are fewer (run.py).
+    "folder": {"num_samples": 0},
+    "lists": {"num_samples": 0},
     # Small images, no ImageNet weights and a higher rate: a random AlexNet learns the digits in minutes.
     "digits": {
         "num_samples": 1000,
-        "max_iter": 20,
+        "max_iter": 25,
         # On so small a set each discrete step is worth more than another pass between two of them (docs/method.md).
         "max_epoch": 1,
         "eval_iter": 5,
@@ -181,7 +205,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 # What a resumed run may change: where it reads, writes and computes, and how often it saves.
-FREE_TO_CHANGE = ("root", "device", "logs", "num_workers", "save_iter")
+FREE_TO_CHANGE = ("root", "device", "logs", "cache", "check", "num_workers", "save_iter", "figures", "tensorboard")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -208,9 +232,15 @@ def parser(**defaults: Any) -> argparse.ArgumentParser:
         if meta["group"] not in groups:
             groups[meta["group"]] = result.add_argument_group(meta["group"])
         default = defaults.get(field.name, field.default)
+        flag = "--" + field.name.replace("_", "-")
+        if meta["parse"] is None:
+            groups[meta["group"]].add_argument(
+                flag, dest=field.name, action="store_true", default=argparse.SUPPRESS, help=meta["help"]
+            )
+            continue
         choices = f"{{{','.join(meta['choices'])}}} " if meta["choices"] else ""
         groups[meta["group"]].add_argument(
-            "--" + field.name.replace("_", "-"),
+            flag,
             dest=field.name,
             type=_argument_type(meta["parse"], meta["choices"]),
             default=argparse.SUPPRESS,
@@ -293,6 +323,9 @@ def _shown(value: Any) -> str:
 
 
 def data_options(settings: Settings) -> dict[str, Any]:
-    """The settings that `data.load_data` takes as options."""
-    names = ("seed", "num_query", "image_size", "num_workers")
-    return {option_name: getattr(settings, option_name) for option_name in names}
+    """The settings that `data.load_data` takes as options; those left at None are the dataset's own business."""
+    names = ["seed", "num_query", "image_size", "split", "on_bad_image", "check", "num_workers"]
+    names += ["query_share", "database_img", "database_label", "query_img", "query_label"]
+    options = {option_name: getattr(settings, option_name) for option_name in names}
+    options["cache"] = {"on": True, "off": False}.get(settings.cache, settings.cache)
+    return {option_name: value for option_name, value in options.items() if value is not None}

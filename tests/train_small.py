@@ -1,0 +1,52 @@
+"""run.py with small networks, in a process of its own that a test may stop or kill."""
+
+import multiprocessing
+import os
+import sys
+import time
+
+import pytest
+import torch
+
+import main_mmasia
+import main_tomm
+import run
+from tests.small_networks import shrink
+
+# The server imports torch once; every process is then forked from it in a moment.
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload([__name__])
+
+
+def start(flags, output, slow=0.0):
+    """Start `run.py FLAG…` and return the process.
+
+    Args:
+        flags: the command line.
+        output: a file that receives what the run prints.
+        slow: seconds that each mini-batch waits, so that a signal meets the run at its work.
+    """
+    process = CONTEXT.Process(target=_train, args=([str(flag) for flag in flags], str(output), slow))
+    process.start()
+    return process
+
+
+def _train(flags, output, slow):
+    file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    torch.set_num_threads(1)  # a forked process must not wait for threads that its parent has started
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        for main in (main_mmasia, main_tomm):
+            shrink(monkeypatch, main, dropout=0.5)
+            losses = main.cycle_loss_parts
+
+            def slowly(*arguments, losses=losses):
+                time.sleep(slow)
+                return losses(*arguments)
+
+            monkeypatch.setattr(main, "cycle_loss_parts", slowly)
+        status = run.main(flags)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
