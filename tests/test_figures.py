@@ -131,8 +131,14 @@ def test_map_bit_balance_and_distinct_codes():
     drawn = axes()
     figures.draw_map(drawn, metrics())
     assert data_of(drawn.lines[0]) == ([2, 4], [0.4, 0.8])
+    assert drawn.get_legend() is None
     low, high = drawn.get_xlim()
     assert low <= 1 and high >= 4, "the axis covers the iterations without an evaluation"
+
+    drawn = axes()
+    figures.draw_map(drawn, [row | ({"validation_map": 0.1} if "map" in row else {}) for row in metrics()])
+    assert data_of(drawn.lines[1]) == ([2, 4], [0.1, 0.1])
+    assert [text.get_text() for text in drawn.get_legend().get_texts()] == ["queries", "held out"]
 
     drawn = axes()
     figures.draw_bit_balance(drawn, metrics())
@@ -233,15 +239,16 @@ def test_runs_that_differ_in_the_seed_alone_are_one_series(tmp_path):
         fake_run(tmp_path / "b", seed=2, maps=((12, 0.6),), logs="elsewhere", device="cuda"),
         fake_run(tmp_path / "c", seed=1, method="main_tomm"),
         fake_run(tmp_path / "d", seed=1, lr=2e-4),
+        fake_run(tmp_path / "e", seed=3, validate=0),  # its default, which the others do not name
     ]
     groups = figures.group_runs([figures.read_run(folder) for folder in folders])
     assert {name: [run.folder.name for run in runs] for name, runs in groups.items()} == {
-        "MM Asia, lr 0.0001": ["a", "b"],
+        "MM Asia, lr 0.0001": ["a", "b", "e"],
         "TOMM": ["c"],
         "MM Asia, lr 0.0002": ["d"],
     }
     series = figures.map_series(groups)
-    assert series["MM Asia, lr 0.0001"] == {12: [0.5, 0.6], 32: [0.7]}
+    assert series["MM Asia, lr 0.0001"] == {12: [0.5, 0.6, 0.5], 32: [0.7, 0.7]}
     assert figures.map_series(groups, "network")["TOMM"] == {12: [pytest.approx(0.4)], 32: [pytest.approx(0.6)]}
 
 

@@ -36,17 +36,17 @@ def scalars(reader, tag):
 def test_scalars_histogram_and_gallery(tmp_path):
     board = TensorBoard(tmp_path, 4)
     board.iteration(row(1))
-    board.iteration(row(2, map=0.75))
+    board.iteration(row(2, map=0.75, validation_map=0.5))
     pixels = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
     board.gallery(pixels, 2)
     board.close()
     assert board.path == tmp_path / "tensorboard" / "4bits"
     reader = events(board.path)
-    assert set(reader.Tags()["scalars"]) == {"loss/image", "loss/image_rec", "distinct", "map"}
+    assert set(reader.Tags()["scalars"]) == {"loss/image", "loss/image_rec", "distinct", "map", "validation_map"}
     assert scalars(reader, "loss/image") == [(1, 40.0), (2, 20.0)]
     assert scalars(reader, "loss/image_rec") == [(1, 0.25), (2, 0.5)]
     assert scalars(reader, "distinct") == [(1, 0.1), (2, 0.2)]
-    assert scalars(reader, "map") == [(2, 0.75)]
+    assert scalars(reader, "map") == [(2, 0.75)] and scalars(reader, "validation_map") == [(2, 0.5)]
     histogram = reader.Histograms("bit_mean")[1]
     value = histogram.histogram_value
     assert (histogram.step, value.num, value.min, value.max, value.sum) == (2, 4, -0.5, 0.5, 0.25)

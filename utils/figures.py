@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator
 from matplotlib.transforms import ScaledTranslation
 
-from data import Split, load_data
+from data import Split
 
 from .errors import UserError
 from .evaluate_command import evaluate_set, find_code_sets, load_code_set
@@ -40,7 +40,8 @@ from .plot_style import (
     series_style,
     styled,
 )
-from .settings import FREE_TO_CHANGE, Settings, data_options
+from .settings import FREE_TO_CHANGE, Settings
+from .splits import load_split
 
 Rows = Sequence[Mapping[str, Any]]
 Curves = Mapping[str, Sequence[Mapping[str, Any]]]
@@ -53,7 +54,7 @@ _CODE_LOSSES = ("image", "label", "latent")  # the parts f(U) of docs/method.md
 _DATABASE_NAMES = {"learned": "learned codes", "learned_filled": NEVER_DRAWN, "network": "network's codes"}
 
 # Settings that make no other experiment of a run: what a resumed run may change, and what is compared anyway.
-_NOT_COMPARED = {*FREE_TO_CHANGE, "seed", "code_length", "eval_iter", "figures", "tensorboard"}
+_NOT_COMPARED = {*FREE_TO_CHANGE, "seed", "code_length", "eval_iter"}
 
 
 # ---- Curves on given axes ----
@@ -181,15 +182,24 @@ def draw_losses(axes: Axes, rows: Rows, *, of_codes: bool) -> None:
 
 
 def draw_map(axes: Axes, rows: Rows) -> None:
-    """mAP of the learned codes at the evaluations; an empty panel that says so where there was none."""
-    points = [(row["iteration"], row["map"]) for row in rows if "map" in row]
+    """mAP of the learned codes at the evaluations, and that of the held-out images where there are any (--validate).
+
+    Without an evaluation the panel is empty and says so.
+    """
     axes.set_ylabel("mAP, learned codes")
     _iterations(axes, [row["iteration"] for row in rows])
-    if not points:
+    drawn: list[float] = []
+    for index, (key, name) in enumerate((("map", "queries"), ("validation_map", "held out"))):
+        points = [(row["iteration"], row[key]) for row in rows if key in row]
+        if points:
+            axes.plot(*zip(*points, strict=True), label=name, markevery=_sparse(len(points)), **series_style(index))
+            drawn += [value for _, value in points]
+    if len(axes.lines) > 1:
+        legend_above(axes)
+    if drawn:
+        fit_share_axis(axes, drawn)
+    else:
         axes.text(0.5, 0.5, "not evaluated yet", ha="center", va="center", transform=axes.transAxes)
-        return
-    axes.plot(*zip(*points, strict=True), **series_style(0))
-    fit_share_axis(axes, [value for _, value in points])
 
 
 def draw_bit_balance(axes: Axes, rows: Rows) -> None:
@@ -311,7 +321,10 @@ def _finish(figure: Figure, axes: Axes, title: str, path: str | Path) -> Path:
 
 
 class Run(NamedTuple):
-    """What the files of a run's folder say: `settings` of config.json, `results` of results.json."""
+    """What the files of a run's folder say: `settings` of config.json, `results` of results.json.
+
+    Settings that an older run did not know yet have their defaults here.
+    """
 
     folder: Path
     settings: dict[str, Any]
@@ -344,7 +357,7 @@ def read_run(folder: str | Path) -> Run:
         raise UserError(f"{folder / 'results.json'}: not the results of a run; restore the file.") from None
     if not results:
         raise UserError(f"{folder / 'results.json'}: holds no result; wait for the run's end.")
-    return Run(folder, settings, results)
+    return Run(folder, Settings().as_json() | settings, results)
 
 
 def read_metrics(folder: str | Path) -> dict[int, list[dict[str, Any]]]:
@@ -400,7 +413,7 @@ def group_runs(runs: Sequence[Run]) -> dict[str, list[Run]]:
         keys = [key for key in dict.fromkeys(key for one in family for key in one) if key not in _NOT_COMPARED]
         differing = [key for key in keys if len({json.dumps(one.get(key)) for one in family}) > 1]
         parts = [_method(settings), *([settings["dataset"]] if several_datasets else [])]
-        parts += [f"{key} {settings.get(key, 'unset')}" for key in differing]
+        parts += [f"{key} {settings.get(key)}" for key in differing]
         named[", ".join(parts)] = group
     return named
 
@@ -631,8 +644,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _split_of(run: Run) -> Split:
     """The run's queries and database, loaded again as its settings say."""
-    settings = Settings.for_dataset(**run.settings)
-    return load_data(settings.dataset, settings.root, **data_options(settings))
+    return load_split(Settings.for_dataset(**run.settings))
 
 
 if __name__ == "__main__":

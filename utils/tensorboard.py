@@ -43,15 +43,17 @@ class TensorBoard:
     def iteration(self, row: dict[str, Any]) -> None:
         """Write a row of metrics.jsonl, at the step `row["iteration"]`.
 
-        Scalars "loss/PART", "distinct" and, after an evaluation, "map"; the histogram "bit_mean" over the K bits.
+        Scalars "loss/PART", "distinct" and, after an evaluation, "map" (with --validate also "validation_map"); the
+        histogram "bit_mean" over the K bits.
         """
         step = row["iteration"]
         for part, value in row["loss"].items():
             self.writer.add_scalar(f"loss/{part}", value, step)
         self.writer.add_scalar("distinct", row["distinct"], step)
         self.writer.add_histogram("bit_mean", np.asarray(row["bit_mean"], dtype=np.float64), step)
-        if "map" in row:
-            self.writer.add_scalar("map", row["map"], step)
+        for figure in ("map", "validation_map"):
+            if figure in row:
+                self.writer.add_scalar(figure, row[figure], step)
         self.writer.flush()
 
     def gallery(self, pixels: np.ndarray, iteration: int) -> None:
