@@ -247,9 +247,9 @@ def test_help_is_grouped_with_defaults_one_line_each(capsys):
 
 def test_presets_and_what_wins_over_them():
     parse = settings_module.parse_settings
-    nus , _ = parse(["--dataset", "nus-wide-tc21"], method_name="main_tomm")
+    nus, _ = parse(["--dataset", "nus-wide-tc21"], method_name="main_tomm")
     assert (nus.num_samples, nus.max_iter, nus.topk, nus.method) == (10500, 150, 5000, "main_tomm")
-    cifar , _ = parse(["--dataset", "cifar-10", "--max-iter", "7", "--topk", "100"], method_name="main_mmasia")
+    cifar, _ = parse(["--dataset", "cifar-10", "--max-iter", "7", "--topk", "100"], method_name="main_mmasia")
     assert (cifar.num_samples, cifar.max_iter, cifar.topk) == (5000, 7, 100)
     release = (cifar.batch_size, cifar.lr, cifar.alpha, cifar.beta, cifar.gamma, cifar.max_epoch, cifar.eval_iter)
     assert release == (64, 4e-5, 2, 0.1, 10, 3, 10) and cifar.seed == 999 and cifar.code_length == (12, 24, 32, 48)
