@@ -376,6 +376,16 @@ def test_bad_folders_are_refused_in_a_sentence(damage, sentence, tmp_path, capsy
     assert not (folder / "figures").exists(), "nothing is drawn of a damaged run"
 
 
+def test_codes_that_results_do_not_speak_of_are_left_out(tmp_path, monkeypatch):
+    folder = fake_run(tmp_path / "a", maps=((12, 0.5),))
+    for path in list(folder.glob("digits-12bits-*.t")):
+        (folder / path.name.replace("0.5000", "0.4000")).write_bytes(path.read_bytes())
+    seen = {}
+    monkeypatch.setattr(figures, "precision_recall_figure", lambda path, curves, title: seen.update(curves) or path)
+    figures.run_figures(folder)
+    assert list(seen) == ["12 bits"] and len(seen["12 bits"]) == 1
+
+
 def test_no_folder_and_a_gallery_of_several_runs(tmp_path, capsys):
     assert figures.main([str(tmp_path / "none")]) == 2
     assert "none: there is no such folder" in capsys.readouterr().err

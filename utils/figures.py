@@ -23,7 +23,7 @@ from matplotlib.transforms import ScaledTranslation
 from data import Split
 
 from .errors import UserError
-from .evaluate_command import evaluate_set, find_code_sets, load_code_set
+from .evaluate_command import CodeSet, evaluate_set, find_code_sets, load_code_set
 from .gallery import gallery_figure, gallery_of
 from .json_files import read_json
 from .plot_style import (
@@ -469,7 +469,7 @@ def run_figures(
         UserError: the folder is no finished run's, a file is damaged, or `split` is not the run's.
     """
     run, metrics = read_run(folder), read_metrics(folder)
-    code_sets = find_code_sets([run.folder]) if any(run.folder.glob("*-query_code.t")) else []
+    code_sets = _code_sets(run)
     reports = [evaluate_set(code_set, topk=None) for code_set in code_sets]
     galleries = {}
     for code_set in code_sets if split is not None else []:
@@ -577,13 +577,24 @@ def comparison_figures(
     by_length: dict[int, dict[str, list[dict[str, Any]]]] = {}
     for name, group in groups.items():
         for run in group:
-            for code_set in find_code_sets([run.folder]) if any(run.folder.glob("*-query_code.t")) else []:
+            for code_set in _code_sets(run):
                 report = evaluate_set(code_set, topk=None)
                 by_length.setdefault(report["code_length"], {}).setdefault(name, []).append(report)
     for bits, reports in sorted(by_length.items()):
         title = ", ".join([*heading, f"{bits} bits"])
         written += _evaluation_pictures(reports, output, f"-{bits}bits", picture_format, title)
     return written
+
+
+def _code_sets(run: Run) -> list[CodeSet]:
+    """The code files that results.json speaks of, where they were kept; a run killed midway may have left others."""
+    if not any(run.folder.glob("*-query_code.t")):
+        return []
+    names = {
+        f"{run.settings['dataset']}-{row['code_length']}bits-{row['map']['learned']['expected']:.4f}"
+        for row in run.results
+    }
+    return [code_set for code_set in find_code_sets([run.folder]) if code_set.name in names]
 
 
 def _method(settings: Mapping[str, Any]) -> str:
