@@ -125,6 +125,9 @@ def test_losses_by_part():
     drawn = axes()
     figures.draw_losses(drawn, zero, of_codes=False)
     assert drawn.get_yscale() == "linear", "a logarithm would hide the zeros"
+    drawn = axes()
+    figures.draw_losses(drawn, metrics(2), of_codes=False)
+    assert drawn.get_yscale() == "linear", "a logarithmic axis of one decade has hardly a number on it"
 
 
 def test_map_bit_balance_and_distinct_codes():
@@ -165,6 +168,23 @@ def test_training_curves_need_two_iterations(tmp_path):
     assert not list(tmp_path.iterdir())
     figures.training_figure(tmp_path / "training.png", metrics(2))
     assert Image.open(tmp_path / "training.png").size == (2100, 1320)
+
+
+@pytest.mark.parametrize("parts", [2, 4, 5])
+def test_legends_lie_within_the_picture(parts, tmp_path, monkeypatch):
+    kept = []
+    monkeypatch.setattr(figures, "save", lambda figure, path: kept.append(figure) or path)
+    names = ["image_rec", "label_rec", "discriminator", "generator", "another"][:parts]
+    rows = [row | {"loss": dict.fromkeys(["image", *names], 0.5)} for row in metrics()]
+    figures.training_figure(tmp_path / "training.png", rows)
+    names = [f"MM Asia, a_setting {number}" for number in range(parts)]
+    figures.map_figure(tmp_path / "map.png", {name: {12: [0.5, 0.6]} for name in names})
+    for figure in kept:
+        figure.draw_without_rendering()
+        legends = [*figure.legends, *(drawn.get_legend() for drawn in figure.axes)]
+        boxes = [legend.get_window_extent() for legend in legends if legend is not None]
+        assert boxes and all(box.x0 >= 0 and box.x1 <= figure.bbox.x1 for box in boxes)
+        assert all(box.y0 >= 0 and box.y1 <= figure.bbox.y1 for box in boxes)
 
 
 # ---- Style ----

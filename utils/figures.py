@@ -161,7 +161,8 @@ def draw_losses(axes: Axes, rows: Rows, *, of_codes: bool) -> None:
         axes: to draw on.
         rows: of metrics.jsonl.
         of_codes: True: the f(U) of image, label and latent codes, which are of one size. False: the other parts, which
-            differ by decades; their axis is logarithmic where all are above 0.
+            may differ by decades; their axis is logarithmic where all are above 0 and the least is 1/100 of the
+            greatest or less.
     """
     known = list(dict.fromkeys(part for row in rows for part in row["loss"]))
     parts = [part for part in known if (part in _CODE_LOSSES) == of_codes]
@@ -172,7 +173,7 @@ def draw_losses(axes: Axes, rows: Rows, *, of_codes: bool) -> None:
             *zip(*points, strict=True), label=part, markevery=_sparse(len(points)), **series_style(known.index(part))
         )  # fmt: skip
         drawn += [value for _, value in points]
-    if not of_codes and drawn and min(drawn) > 0:
+    if not of_codes and drawn and min(drawn) > 0 and max(drawn) >= 100 * min(drawn):
         axes.set_yscale("log")
         axes.yaxis.set_minor_locator(NullLocator())
     axes.set_ylabel("loss f(U)" if of_codes else "other losses")

@@ -109,9 +109,15 @@ def legend_below(axes: Axes) -> None:
 
 
 def legend_above(axes: Axes) -> None:
-    """A legend on one line over the axes, in a picture of several."""
+    """A legend over the axes, in a picture of several: up to three names a line, of four two."""
+    number = len(axes.get_legend_handles_labels()[1])
     axes.legend(
-        loc="lower left", bbox_to_anchor=(0, 1), ncols=8, borderaxespad=0.2, handlelength=2.4, columnspacing=1.2
+        loc="lower left",
+        bbox_to_anchor=(0, 1),
+        ncols=2 if number == 4 else 3,
+        borderaxespad=0.2,
+        handlelength=2.4,
+        columnspacing=1.2,
     )
 
 
