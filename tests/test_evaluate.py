@@ -169,6 +169,23 @@ def test_all_items_tied_and_one_item():
     assert mean_average_precision(*one[:3], torch.zeros(1, 1)) == 0.0
 
 
+def test_the_worked_example_of_the_docs():
+    query_code = [[1, 1, 1, 1]]
+    database_code = [[1, 1, 1, 1], [1, 1, 1, 1], [1, 1, 1, -1], [1, 1, -1, -1], [0, 0, 0, 0]]
+    query_labels, database_labels = [[1, 0]], [[0, 1], [1, 0], [1, 0], [1, 0], [0, 1]]
+    case = [torch.tensor(rows) for rows in (query_code, database_code, query_labels, database_labels)]
+    report = evaluate_codes(*case)
+    assert report["map"]["expected"] == pytest.approx((3 / 4 + 2 / 3 + 27 / 40) / 3)
+    assert report["map"]["stable"] == pytest.approx((1 / 2 + 2 / 3 + 3 / 4) / 3)
+    assert mean_average_precision(*case, topk=1) == pytest.approx(1 / 2)
+    assert mean_average_precision(*case, topk=4) == pytest.approx(103 / 144)
+    assert report["precision_at"] == pytest.approx({1: 1 / 2, 2: 1 / 2, 5: 3 / 5})
+    assert report["recall_at"] == pytest.approx({1: 1 / 6, 2: 1 / 3, 5: 1})
+    assert report["precision_recall"]["precision"] == pytest.approx([1 / 2, 2 / 3, 3 / 5, 3 / 5, 3 / 5])
+    assert report["precision_recall"]["recall"] == pytest.approx([1 / 3, 2 / 3, 1, 1, 1])
+    assert report["zero_rows"] == 1
+
+
 def test_a_cut_of_minus_one_keeps_the_last_item():
     code = torch.tensor([[1.0, 1.0], [-1.0, -1.0]])
     case = torch.ones(1, 2), code, torch.ones(1, 1), torch.tensor([[0.0], [1.0]])
