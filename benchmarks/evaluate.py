@@ -204,7 +204,7 @@ def print_row(rows: Sequence[dict[str, Any]], *, head: bool) -> None:
     if head:
         print("| setting | " + " | ".join(row["contestant"] for row in rows) + " |")
         print("| --- |" + " ---: |" * len(rows))
-    cells = [f"{float(row['seconds']):.3f} s ({float(row['ratio']):.0f}×)" for row in rows]
+    cells = [f"{float(row['seconds']):.3f} s ({float(row['ratio']):.3g}×)" for row in rows]
     print(f"| {rows[0]['setting']} | " + " | ".join(cells) + " |", flush=True)
 
 
@@ -232,7 +232,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 print(f"{setting.name}: {engine}, {ties}: {peak:.0f} MiB above the inputs", flush=True)
         return
     print(
-        f"{options.clock} clock, medians of {rounds} rounds; plain loop and faiss: {options.subset} queries, scaled to all"
+        f"{options.clock} clock, medians of {rounds} rounds; plain loop, faiss: {options.subset} queries, scaled to all"
     )
     rows: list[dict[str, Any]] = []
     for setting in settings:

@@ -148,6 +148,7 @@ class Payload:
         return Path.touch, (Path("written-by-a-pickle"),)
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize("save", [torch.save, lambda thing, path: path.write_bytes(pickle.dumps(thing))])
 def test_nothing_is_run_by_reading_a_file(run_folder, capsys, monkeypatch, save):
     monkeypatch.chdir(run_folder)
