@@ -205,9 +205,12 @@ def test_a_users_matplotlibrc_changes_nothing_and_is_left_alone(tmp_path):
 
 
 @pytest.mark.parametrize("ending", ["png", "pdf"])
-def test_the_same_data_give_the_same_bytes(ending, tmp_path):
+def test_the_same_data_give_the_same_bytes(ending, tmp_path, monkeypatch):
     series = {"A": {12: [0.5, 0.6], 32: [0.7, 0.8]}}
-    first, second = (figures.map_figure(tmp_path / f"{name}.{ending}", series).read_bytes() for name in "ab")
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1000000000")  # the day that matplotlib would write into the file
+    first = figures.map_figure(tmp_path / f"a.{ending}", series).read_bytes()
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "2000000000")
+    second = figures.map_figure(tmp_path / f"b.{ending}", series).read_bytes()
     assert first == second
     assert first.startswith({"png": b"\x89PNG", "pdf": b"%PDF"}[ending])
 
