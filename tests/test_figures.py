@@ -327,6 +327,12 @@ def test_the_command_compares_runs(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(
         figures, "map_figure", lambda path, *arguments: seen.update({path.name: arguments}) or write(path, *arguments)
     )
+    titles = []
+    curve = figures.precision_recall_figure
+    monkeypatch.setattr(
+        figures, "precision_recall_figure",
+        lambda path, curves, title: titles.append(title) or curve(path, curves, title),
+    )  # fmt: skip
     assert figures.main([*map(str, folders), "-o", str(tmp_path / "out"), "--format", "pdf", "--codes", "network"]) == 0
     names = [
         "map-by-code-length.pdf", "precision-recall-12bits.pdf", "precision-at-n-12bits.pdf",
@@ -337,6 +343,7 @@ def test_the_command_compares_runs(tmp_path, capsys, monkeypatch):
     (series, ylabel, title) = seen["map-by-code-length.pdf"]
     assert series == {"MM Asia": {12: [pytest.approx(0.4)] * 3, 32: [pytest.approx(0.6)] * 3}}
     assert (ylabel, title) == ("mAP@50, network's codes", "digits, mean ± std over seeds")
+    assert titles == ["digits, 12 bits, mean over seeds", "digits, 32 bits, mean over seeds"]
 
 
 def test_without_an_output_a_comparison_lies_beside_the_runs(tmp_path, capsys):

@@ -536,15 +536,21 @@ def _evaluation_pictures(
     def curves(key: str) -> dict[str, list[Any]]:
         return {name: [seed[key] for seed in seeds] for name, seeds in reports.items()}
 
+    several = any(len(seeds) > 1 for seeds in reports.values())
+    mean, mean_and_spread = (
+        f"{title}, {what} over seeds" if several else title for what in ("mean", "mean ± std")
+    )  # fmt: skip
     written = [
         precision_recall_figure(
-            output / f"precision-recall{suffix}.{picture_format}", curves("precision_recall"), title
+            output / f"precision-recall{suffix}.{picture_format}", curves("precision_recall"), mean
         ),
-        cutoff_figure(output / f"precision-at-n{suffix}.{picture_format}", curves("precision_at"), title=title),
+        cutoff_figure(
+            output / f"precision-at-n{suffix}.{picture_format}", curves("precision_at"), title=mean_and_spread
+        ),
     ]
     if all("ndcg_at" in seed for seeds in reports.values() for seed in seeds):
         path = output / f"ndcg-at-n{suffix}.{picture_format}"
-        written.append(cutoff_figure(path, curves("ndcg_at"), "NDCG@N", title))
+        written.append(cutoff_figure(path, curves("ndcg_at"), "NDCG@N", mean_and_spread))
     return written
 
 
