@@ -15,6 +15,7 @@ from utils.progress import configure_logging, log, result_table
 from utils.run_folder import RunFolder, command_line, require_writable
 from utils.settings import Settings, parse_settings
 from utils.splits import load_split
+from utils.tensorboard import require_tensorboard
 
 # The variant that trains when --method is not given: "main_mmasia" (MM Asia 2021) or "main_tomm" (TOMM 2022).
 method_name = "main_mmasia"
@@ -29,6 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         settings, resume = parse_settings(sys.argv[1:] if arguments is None else arguments, method_name=method_name)
         device = choose_device(settings.device)
         require_writable(settings.logs)
+        if settings.tensorboard:
+            require_tensorboard()
         split = load_split(settings)
         if settings.num_samples == 0:
             settings = dataclasses.replace(settings, num_samples=min(Settings.num_samples, len(split.database)))
@@ -44,16 +47,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for code_length in settings.code_length:
                 if not run.is_finished(code_length):
                     TRAIN[settings.method](settings, code_length, split, run)
+        if settings.figures:
+            from utils.figures import run_figures  # matplotlib is slow to import: only where it is wanted
+
+            run_figures(run.path, split=split)
     except UserError as error:
         print(f"run.py: {error}", file=sys.stderr)
         return 2
     except Interrupted as stopped:
         print(f"Stopped by {stopped}. Go on with: python run.py --resume {run.path}", file=sys.stderr)
         return stopped.status
-    if settings.figures:
-        from utils.figures import run_figures  # matplotlib is slow to import: only where it is wanted
-
-        run_figures(run.path, split=split)
     print(result_table(run.results))
     print(f"Written to {run.path}/")
     return 0

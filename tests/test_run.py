@@ -255,3 +255,11 @@ def test_presets_and_what_wins_over_them():
     assert release == (64, 4e-5, 2, 0.1, 10, 3, 10) and cifar.seed == 999 and cifar.code_length == (12, 24, 32, 48)
     with pytest.raises(settings_module.UserError, match="did you mean 'max_iter'"):
         settings_module.Settings.for_dataset("digits", max_itr=3)
+
+
+def test_figures_and_tensorboard_on_request(tmp_path, small):
+    folder = train(tmp_path, "--figures", "--tensorboard", "--code-length", "8,12")
+    pictures = {path.name for path in (folder / "figures").iterdir()}
+    assert {"gallery-8bits.png", "gallery-12bits.png", "training-8bits.png", "map-by-code-length.png"} <= pictures
+    assert {path.name for path in (folder / "tensorboard").iterdir()} == {"8bits", "12bits"}
+    assert not (train(tmp_path / "plain") / "figures").exists()

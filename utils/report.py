@@ -61,13 +61,15 @@ class Report:
             losses: means of the last pass, by part.
         """
         done = iteration + 1
+        query_code = None
         line = {"code_length": self.code_length, "iteration": done, "loss": losses, **code_statistics(codes[sample])}
         if done % self.settings.eval_iter == 0 or done == self.settings.max_iter:
-            line |= self._evaluate(done, codes)
+            query_code = self._encode(self.split.query)
+            line |= self._evaluate(done, query_code, codes)
         line["seconds"] = round(self._lap(), 3)
         self.run.log(line)
         if self.settings.tensorboard:
-            self._show(line, codes)
+            self._show(line, query_code, codes)
 
     def finish(self, codes: Tensor) -> dict[str, Any]:
         """Evaluate the trained model and write the four code files, the model and the row of results.json.
@@ -128,8 +130,8 @@ class Report:
         self.run.add_result(row)
         return row
 
-    def _evaluate(self, done: int, codes: Tensor) -> dict[str, float]:
-        figures = {"map": self._map(self._encode(self.split.query), self.split.query.labels, codes)}
+    def _evaluate(self, done: int, query_code: Tensor, codes: Tensor) -> dict[str, float]:
+        figures = {"map": self._map(query_code, self.split.query.labels, codes)}
         if figures["map"] > self.best["expected"]:
             self.best = {"iteration": done, "expected": figures["map"]}
         log.info("%d bits, iteration %d: mAP of the learned codes %.4f", self.code_length, done, figures["map"])
@@ -142,12 +144,17 @@ class Report:
                 self.selected_state = {"model_image": state, "codes": codes.to("cpu", torch.int8)}
         return figures
 
-    def _show(self, line: dict[str, Any], codes: Tensor) -> None:
+    def _show(self, line: dict[str, Any], query_code: Tensor | None, codes: Tensor) -> None:
         if self.board is None:
             from .tensorboard import TensorBoard  # tensorboard is slow to import: only where it is wanted
 
             self.board = TensorBoard(self.run.path, self.code_length, line["iteration"] - 1)
         self.board.iteration(line)
+        if query_code is not None:  # an evaluation
+            from .gallery import gallery_of, gallery_pixels
+
+            self.board.gallery(gallery_pixels(gallery_of(self.split, query_code, codes.cpu())), line["iteration"])
+        self.clock = time.perf_counter()  # pictures are no part of training's seconds
 
     def _encode(self, dataset) -> Tensor:
         return encode(
