@@ -202,5 +202,5 @@ def test_imagenet_weights_come_through_torchvisions_api(monkeypatch, alexnet_fil
         raise OSError("no route to host")
 
     monkeypatch.setattr(AlexNet_Weights, "get_state_dict", offline)
-    with pytest.raises(UserError, match="--weights imagenet: .*no route to host.*--weights FILE"):
+    with pytest.raises(UserError, match=r"--weights imagenet: .*no route to host.*--weights FILE"):
         AlexNetHash(8)
