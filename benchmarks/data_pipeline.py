@@ -185,7 +185,7 @@ def ours(database, rows: list[int]) -> int:
 
 def measure(ways: dict[str, Callable[[], int]], rounds: int) -> dict[str, list[float]]:
     for way in ways.values():
-        way()  # compiled code, file cache, allocator
+        way()  # file cache, allocator
     figures: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(rounds):
         for name, way in ways.items():

@@ -56,7 +56,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def decode(path: str | os.PathLike[str], shorter_side: int) -> np.ndarray:
-    """Read an image: uint8 [height, 3, width], the shorter side at most `shorter_side` pixels.
+    """Read an image: uint8 [height, width, 3], the shorter side at most `shorter_side` pixels.
 
     Resized as torchvision's Resize does with a Pillow image (bilinear, antialiased).
 
@@ -72,11 +72,10 @@ def decode(path: str | os.PathLike[str], shorter_side: int) -> np.ndarray:
             if min(image.size) > shorter_side:
                 height, width = resized_size(image.height, image.width, shorter_side)
                 image = image.resize((width, height), Image.Resampling.BILINEAR)
-            pixels = np.asarray(image)
+            return np.array(image)
     except (BadImage, MemoryError):
         raise
     except FileNotFoundError:
         raise BadImage("missing") from None
     except Exception as error:  # a damaged image may raise nearly anything
         raise BadImage(str(error) or type(error).__name__) from error
-    return np.ascontiguousarray(pixels.transpose(0, 2, 1))

@@ -103,7 +103,7 @@ class FilePixels(PixelSource):
             pixels = decode(path, self.shorter_side)
         except BadImage as error:
             raise UserError(f"{path} could be read when the run began and cannot any more ({error}).") from error
-        if (pixels.shape[0], pixels.shape[2]) != tuple(self.sizes[row]):
+        if pixels.shape[:2] != tuple(self.sizes[row]):
             raise UserError(f"{path} has changed since the run began.")
         return pixels[first:last]
 
@@ -111,7 +111,7 @@ class FilePixels(PixelSource):
 def read_all(
     root: Path, names: Sequence[str], rows: Iterable[int], count: int, shorter_side: int, threads: int, bar: str
 ) -> Iterator[tuple[int, np.ndarray | BadImage]]:
-    """Decode the images `rows` in order: (row, pixels uint8 [h, 3, w] or why there are none)."""
+    """Decode the images `rows` in order: (row, pixels uint8 [h, w, 3] or why there are none)."""
 
     def read(row: int) -> tuple[int, np.ndarray | BadImage]:
         try:
@@ -150,7 +150,7 @@ def open_images(root: Path, names: Sequence[str], cache_name: str, shorter_side:
             if isinstance(pixels, BadImage):
                 reasons[row] = str(pixels)
             else:
-                sizes[row] = pixels.shape[0], pixels.shape[2]
+                sizes[row] = pixels.shape[:2]
         source: PixelSource = FilePixels(root, names, sizes, shorter_side)
     else:
         folder = root if options.cache is True else Path(options.cache)

@@ -6,7 +6,7 @@ Reading is `pread` of the rows that a crop needs: the pages belong to the system
 Layout, all numbers little-endian:
     8 bytes   "SCHNPIX" and the version
     8 bytes   where the trailer starts
-    pixels    image after image, uint8 [height, 3, width]
+    pixels    image after image, uint8 [height, width, 3]
     trailer   number of images n (8 bytes); signature, offset (uint64 [n] each); height and width (int32 [n, 2]);
               JSON of {row: reason} for images that cannot be read; 16 bytes BLAKE2 of the trailer up to here
 
@@ -45,7 +45,7 @@ except ImportError:  # pragma: no cover - not on this system: two runs may both 
 
 logger = logging.getLogger(__name__)
 
-VERSION = 1
+VERSION = 2
 _MAGIC = b"SCHNPIX" + bytes([VERSION])
 _START = 16
 _DIGEST = 16
@@ -91,9 +91,9 @@ class CachedPixels(PixelSource):
 
     def read(self, row: int, first: int, last: int) -> np.ndarray:
         width = int(self.sizes[row, 1])
-        pixels = np.empty((last - first, 3, width), dtype=np.uint8)
+        pixels = np.empty((last - first, width, 3), dtype=np.uint8)
         try:
-            _read_exactly(self._file, pixels.data.cast("B"), int(self._offsets[row]) + first * 3 * width)
+            _read_exactly(self._file, pixels.data.cast("B"), int(self._offsets[row]) + first * width * 3)
         except StaleCache as error:
             raise UserError(f"{self.path} has been cut short since the run began: delete it and run again.") from error
         return pixels
@@ -254,7 +254,7 @@ def _build(
                 if isinstance(pixels, str):
                     reasons[row] = pixels
                     continue
-                offsets[row], sizes[row] = position, (pixels.shape[0], pixels.shape[2])
+                offsets[row], sizes[row] = position, pixels.shape[:2]
                 file.write(pixels.data.cast("B"))
                 position += pixels.nbytes
             trailer = struct.pack("<Q", count) + signatures.tobytes() + offsets.tobytes() + sizes.tobytes()

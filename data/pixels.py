@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from data import resample
-from data.transform import resample_by_matrices
+from data.transform import HEIGHT, TOP, make_image, resample_by_matrices
 
 
 class PixelSource(ABC):
@@ -25,54 +24,39 @@ class PixelSource(ABC):
 
     @abstractmethod
     def read(self, row: int, first: int, last: int) -> np.ndarray:
-        """Rows ``first..last`` of image `row`: uint8 [last - first, 3, width]."""
+        """Rows ``first..last`` of image `row`: uint8 [last - first, width, 3]."""
 
     def image(self, row: int) -> torch.Tensor:
         """The whole stored image: uint8 [3, height, width]."""
         height = int(self.sizes[row, 0])
-        return torch.from_numpy(np.ascontiguousarray(self.read(row, 0, height).transpose(1, 0, 2)))
+        return torch.from_numpy(self.read(row, 0, height).transpose(2, 0, 1).copy())
 
     def fill(self, rows: np.ndarray, table: np.ndarray, out: np.ndarray) -> None:
         """Make the images `rows` (int64 [N]) by their windows (int64 [N, 9]) into ``out``, float32 [N, 3, S, S]."""
-        if not resample.COMPILED:
-            for i, row in enumerate(rows.tolist()):
-                image = self.image(row)[None]
-                out[i] = resample_by_matrices(image, table[i : i + 1], out.shape[-1])[0].numpy()
-            return
-        first, last = resample.rows_needed(table, out.shape[-1])
-        for i, row in enumerate(rows.tolist()):
-            low = int(first[i])
-            resample.resample_one(self.read(row, low, int(last[i])), low, table[i], out[i])
+        for row, window, target in zip(rows.tolist(), table, out, strict=True):
+            top = int(window[TOP])
+            make_image(self.read(row, top, top + int(window[HEIGHT])), window, target)
 
 
 class MemoryPixels(PixelSource):
     """A whole collection of images of one size in memory, on a GPU too once a batch has been asked for there."""
 
     def __init__(self, pixels: torch.Tensor) -> None:
-        """`pixels` is uint8 [n, 3, h, w]."""
+        """`pixels` is uint8 [n, 3, h, w]; kept in channels-last memory."""
         count, channels, height, width = pixels.shape
         assert channels == 3 and pixels.dtype == torch.uint8
-        self.pixels = pixels
+        self.pixels = pixels.contiguous(memory_format=torch.channels_last)
         self.sizes = np.tile(np.array([[height, width]], dtype=np.int32), (count, 1))
-        self._rows_first = pixels.permute(0, 2, 1, 3).numpy()  # [n, h, 3, w], a view
+        self._rows = self.pixels.permute(0, 2, 3, 1).numpy()  # [n, h, w, 3], a view
         self._on_device: dict[torch.device, torch.Tensor] = {}
 
     def read(self, row: int, first: int, last: int) -> np.ndarray:
-        return self._rows_first[row, first:last]
-
-    def image(self, row: int) -> torch.Tensor:
-        return self.pixels[row].clone()
-
-    def fill(self, rows: np.ndarray, table: np.ndarray, out: np.ndarray) -> None:
-        if resample.COMPILED:
-            resample.resample_many(self._rows_first, rows, table, out)
-        else:
-            out[...] = self.make_on(torch.device("cpu"), rows, table, out.shape[-1]).numpy()
+        return self._rows[row, first:last]
 
     def make_on(self, device: torch.device, rows: np.ndarray, table: np.ndarray, image_size: int) -> torch.Tensor:
         """The batch made on `device`, where the whole collection is kept from now on: float32 [N, 3, S, S]."""
         if device not in self._on_device:
-            self._on_device[device] = self.pixels.to(device)
+            self._on_device[device] = self.pixels.to(device).contiguous()  # matrix products want whole colours
         stored = self._on_device[device]
         return resample_by_matrices(stored[torch.from_numpy(rows).to(device)], table, image_size)
 

@@ -4,6 +4,9 @@ A *window* says how one output image is made from one stored image: a box of the
 (bilinear, antialiased: the triangle filter of Pillow and torchvision) to some output size, and S x S pixels of that
 output are kept, mirrored or not. RandomResizedCrop is a window whose box is the crop and whose output is kept
 whole; Resize + CenterCrop is a window whose box is the whole image and whose output is kept in the middle only.
+
+Two ways make an image by its window: torchvision's own resizing of uint8 images on a CPU (`make_image`), and matrix
+products for a whole batch on a GPU (`resample_by_matrices`). They agree to one grey level of 255.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torchvision.transforms.v2 import functional
 
 # torchvision's constants for networks trained on ImageNet, for RGB in [0, 1].
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -107,6 +111,24 @@ def eval_windows(sizes: np.ndarray, image_size: int, shorter_side: int) -> np.nd
     return table
 
 
+def make_image(rows: np.ndarray, window: np.ndarray, out: np.ndarray) -> None:
+    """Cut, resize, mirror and normalise one image into ``out``, float32 [3, S, S].
+
+    Before normalisation the pixels are those of torchvision's ``resized_crop`` and ``horizontal_flip``, or ``resize``
+    and ``center_crop``, on the same uint8 tensor. `rows` is uint8 [HEIGHT, w, 3], the rows ``TOP .. TOP + HEIGHT`` of
+    the stored image, `window` int64 [9].
+    """
+    _, left, _, width, out_height, out_width, offset_y, offset_x, flip = window.tolist()
+    # Batches are made in threads of their own, where torch must not start further ones. It resizes 8-bit images by one
+    # thread, but copies a box that is not contiguous, and normalises, by several: both are left to numpy.
+    box = np.ascontiguousarray(rows[:, left : left + width])
+    resized = functional.resize(torch.from_numpy(box).permute(2, 0, 1), [out_height, out_width], antialias=True).numpy()
+    size = out.shape[-1]
+    kept = resized[:, offset_y : offset_y + size, offset_x : offset_x + size]
+    np.multiply(kept[:, :, ::-1] if flip else kept, PIXEL_SCALE[:, None, None], out=out)
+    np.add(out, PIXEL_BIAS[:, None, None], out=out)
+
+
 def interpolation_matrix(
     first: torch.Tensor, length: torch.Tensor, total: torch.Tensor, offset: torch.Tensor, count: int, size: int
 ) -> torch.Tensor:
@@ -130,7 +152,7 @@ def resample_by_matrices(pixels: torch.Tensor, table: np.ndarray, image_size: in
     """Cut, resize, mirror and normalise a batch as two matrix products an image: float32 [N, 3, S, S].
 
     `pixels` is uint8 [N, 3, h, w], all of one size, on any device; `table` the windows, int64 [N, 9].
-    This is the way on a GPU, and on a CPU without numba; resample.py is the faster way on a CPU.
+    This is the way on a GPU: a few operations for a batch. Nothing is rounded to whole grey levels on the way.
     """
     device = pixels.device
     columns = torch.from_numpy(np.ascontiguousarray(table.T)).to(device)

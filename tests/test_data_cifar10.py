@@ -109,7 +109,7 @@ def test_damaged_and_missing_files(tmp_path: Path) -> None:
         load_data("cifar-10", tmp_path)
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.one_of(st.binary(max_size=80), st.tuples(st.integers(0, 900), st.integers(0, 255))))
 def test_any_bytes_as_a_pickle(tmp_path: Path, damage: bytes | tuple[int, int]) -> None:
     """Any bytes, and a good file with one byte changed: read, or a UserError; nothing else."""

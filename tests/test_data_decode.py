@@ -12,16 +12,11 @@ from data.decode import EXTENSIONS, BadImage, decode
 from tests.image_trees import photo, save_photo
 
 
-def stored(path: Path, shorter_side: int = 256) -> np.ndarray:
-    """uint8 [height, width, 3]."""
-    return decode(path, shorter_side).transpose(0, 2, 1)
-
-
 def test_small_images_are_kept_and_large_ones_resized_as_torchvision_does(tmp_path: Path) -> None:
     photo(1).save(tmp_path / "a.png")
-    assert np.array_equal(stored(tmp_path / "a.png"), np.asarray(photo(1)))
+    assert np.array_equal(decode(tmp_path / "a.png", 256), np.asarray(photo(1)))
     want = photo(1).resize((26, 20), Image.Resampling.BILINEAR)  # 60 x 45: the longer side is int(20 * 60 / 45)
-    assert np.array_equal(stored(tmp_path / "a.png", 20), np.asarray(want))
+    assert np.array_equal(decode(tmp_path / "a.png", 20), np.asarray(want))
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "P", "1", "CMYK", "YCbCr", "LAB"])
@@ -32,26 +27,26 @@ def test_every_mode_becomes_rgb(tmp_path: Path, mode: str) -> None:
     image.save(tmp_path / f"a.{kind}")
     with Image.open(tmp_path / f"a.{kind}") as opened:
         want = np.asarray(opened.convert("RGB"))
-    got = stored(tmp_path / f"a.{kind}")
+    got = decode(tmp_path / f"a.{kind}", 256)
     assert got.shape == (45, 60, 3) and np.array_equal(got, want)
 
 
 def test_grey_has_three_equal_channels(tmp_path: Path) -> None:
     photo(3).convert("L").save(tmp_path / "a.png")
-    got = stored(tmp_path / "a.png")
+    got = decode(tmp_path / "a.png", 256)
     assert np.array_equal(got[..., 0], got[..., 1]) and np.array_equal(got[..., 0], np.asarray(photo(3).convert("L")))
 
 
 def test_a_palette_with_transparency(tmp_path: Path) -> None:
     image = photo(4).quantize(16)
     image.save(tmp_path / "a.png", transparency=bytes(range(0, 160, 10)))
-    assert np.array_equal(stored(tmp_path / "a.png"), np.asarray(image.convert("RGB")))
+    assert np.array_equal(decode(tmp_path / "a.png", 256), np.asarray(image.convert("RGB")))
 
 
 def test_sixteen_bits_keep_the_upper_eight(tmp_path: Path) -> None:
     values = (np.arange(45 * 60).reshape(45, 60) * 24).astype(np.uint16)
     Image.fromarray(values).save(tmp_path / "a.png")
-    got = stored(tmp_path / "a.png")
+    got = decode(tmp_path / "a.png", 256)
     assert np.array_equal(got, np.repeat((values >> 8)[..., None], 3, axis=2))
 
 
@@ -71,14 +66,14 @@ def test_exif_turns_images_upright(tmp_path: Path, orientation: int) -> None:
     with Image.open(tmp_path / "a.jpg") as opened:
         want = np.asarray(ImageOps.exif_transpose(opened))
         unturned = np.asarray(opened)
-    got = stored(tmp_path / "a.jpg")
+    got = decode(tmp_path / "a.jpg", 256)
     assert np.array_equal(got, want) and got.shape == ((60, 45, 3) if orientation >= 5 else (45, 60, 3))
     assert np.array_equal(got, unturned) == (orientation == 1)
 
 
 def test_damaged_exif_does_not_matter(tmp_path: Path) -> None:
     photo(6).save(tmp_path / "a.jpg", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff" + bytes(20), quality=95)
-    assert stored(tmp_path / "a.jpg").shape == (45, 60, 3)
+    assert decode(tmp_path / "a.jpg", 256).shape == (45, 60, 3)
 
 
 @pytest.mark.parametrize("tolerant", [False, True])

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from data.text_lists import read_class_names, read_labels, read_names, read_pair, with_prefix
 from utils.errors import UserError
 
-fuzz = settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+fuzz = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 LISTS = st.one_of(
     st.binary(max_size=200),
     st.lists(st.sampled_from([b"0", b"1", b" ", b"\t", b"\r\n", b"\n", b"2", b"\xff", b"\0", b"a"])).map(b"".join),

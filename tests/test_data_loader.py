@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 from data import ImageDataset, load_data
 from data.data_loader import eval_batches, train_batches
 from data.pixels import MemoryPixels
+from data.transform import PIXEL_SCALE
 from utils.errors import UserError
 from utils.seeding import generator
 
@@ -129,7 +130,10 @@ def test_channels_last_changes_the_layout_only(dataset: ImageDataset) -> None:
 
 
 def test_the_way_of_a_gpu_gives_the_same_images(dataset: ImageDataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a device with memory of its own a collection in memory is kept there and batches are made there."""
+    """On a device with memory of its own a collection in memory is kept there and batches are made there.
+
+    They are the same to a grey level, to which the CPU's are rounded.
+    """
     loader = train_batches(dataset, range(40), batch_size=16, key=(6,), augment="crop-flip")
     want = list(loader)
 
@@ -151,7 +155,8 @@ def test_the_way_of_a_gpu_gives_the_same_images(dataset: ImageDataset, monkeypat
     got = list(loader)
     assert made == ["other"] * 3
     for one, two in zip(want, got, strict=True):
-        assert torch.allclose(one[0], two[0], atol=1e-4) and torch.equal(one[1], two[1]) and torch.equal(one[2], two[2])
+        assert torch.equal(one[1], two[1]) and torch.equal(one[2], two[2])
+        assert ((one[0] - two[0]).abs() <= 1.01 * torch.from_numpy(PIXEL_SCALE)[:, None, None]).all()
 
 
 def test_torchs_own_loader_takes_the_dataset(dataset: ImageDataset) -> None:
