@@ -24,8 +24,9 @@ import torch
 
 ENGINES = ("compiled", "numpy", "torch")
 
-_ROWS_PER_CHUNK = 1 << 16  # database rows packed at once, ...
+_MOST_ROWS = 1 << 16  # database rows packed at once, ...
 _NUMBERS_PER_CHUNK = 1 << 23  # ... fewer where codes and labels are wide
+_ROWS_TORCH_COUNTS_ALONE = 1 << 15  # torch.bincount of more starts threads of its own, which fight with ours
 _PAIRS_WORTH_COMPILING = 1 << 23  # numpy counts these in about the time that numba takes to load
 _HISTOGRAM_BYTES = 1 << 22  # histograms of one block of queries
 _PAIRS_PER_BLOCK = {"numpy": 1 << 17, "torch": 1 << 20, "cuda": 1 << 25}  # query-item pairs held at once
@@ -80,7 +81,9 @@ def count_by_distance(
     relevant = np.zeros((shape[0], grades, 2 * shape[1] + 1), np.int64)
     count = {"compiled": _count_compiled, "numpy": _count_numpy, "torch": _count_torch}[engine]
     with _Workers(threads) as workers:
-        for rows in _chunks(database_code, database_labels):
+        for rows in _chunks(
+            database_code, database_labels, _MOST_ROWS if engine != "numpy" else _ROWS_TORCH_COUNTS_ALONE
+        ):
             count(
                 query_code, database_code[rows], query_labels, database_labels[rows], items, relevant, workers, device
             )
@@ -115,10 +118,10 @@ def stable_average_precision(
     return result
 
 
-def _chunks(codes: torch.Tensor, labels: torch.Tensor) -> list[slice]:
+def _chunks(codes: torch.Tensor, labels: torch.Tensor, most: int) -> list[slice]:
     """Slices of the database that bound what a chunk takes; multiples of 4096 rows, the bit slices' block."""
     rows = _NUMBERS_PER_CHUNK // (codes.shape[1] + labels.shape[1]) // 4096 * 4096
-    rows = min(max(rows, 4096), _ROWS_PER_CHUNK)
+    rows = min(max(rows, 4096), most)
     return [slice(start, start + rows) for start in range(0, len(codes), rows)]
 
 
@@ -300,7 +303,7 @@ def _rank_compiled(query_code, database_code, query_labels, database_labels, lim
 
     items = np.zeros((len(query_code), 2 * query_code.shape[1] + 1), np.int64)
     relevant = np.zeros((len(query_code), 1, items.shape[1]), np.int64)
-    for rows in _chunks(database_code, database_labels):
+    for rows in _chunks(database_code, database_labels, _MOST_ROWS):
         _count_compiled(
             query_code, database_code[rows], query_labels, database_labels[rows], items, relevant, workers, None
         )
@@ -308,7 +311,7 @@ def _rank_compiled(query_code, database_code, query_labels, database_labels, lim
     next_found = np.cumsum(relevant[:, 0], axis=1) - relevant[:, 0]
     precisions, found = np.zeros(len(query_code)), np.zeros(len(query_code), np.int64)
     codes, lists = query_code.to(torch.int8).contiguous().numpy(), _label_lists(query_labels)
-    for chunk in _chunks(database_code, database_labels):
+    for chunk in _chunks(database_code, database_labels, _MOST_ROWS):
         planes = _Planes(database_code[chunk], database_labels[chunk], workers)
         if len(planes.partial):
             return None
@@ -336,7 +339,7 @@ def _rank_sorted(query_code, database_code, query_labels, database_labels, limit
         asked = query_labels[rows].to(device, torch.float32)
         distance = torch.empty(len(codes), num_items, dtype=torch.int16, device=device)
         hit = torch.empty(len(codes), num_items, dtype=torch.bool, device=device)
-        for chunk in _chunks(database_code, database_labels):
+        for chunk in _chunks(database_code, database_labels, _MOST_ROWS):
             distance[:, chunk] = bits - codes @ _as_columns(database_code[chunk], device)
             hit[:, chunk] = asked @ _as_columns(database_labels[chunk], device) > 0
 
