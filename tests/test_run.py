@@ -71,6 +71,9 @@ def test_what_a_run_leaves(method, tmp_path, small, capsys):
     assert len(list(folder.glob("checkpoint-*.pt"))) == 2
     output = capsys.readouterr().out
     assert "learned" in output and "network" in output and str(folder) in output
+    for row in rows:
+        zero = f"{row['code_length']} bits: {row['never_drawn']} database rows were never drawn"
+        assert row["never_drawn"] > 1300 and zero in output
 
 
 def comparable(folder):

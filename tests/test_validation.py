@@ -33,7 +33,7 @@ def test_held_out_images_are_in_neither_half():
     assert torch.equal(held.validation[position][0], split.database[source][0])
 
 
-def test_the_reported_iteration_is_the_one_that_did_best_on_the_held_out_images(tmp_path, monkeypatch):
+def test_the_reported_iteration_is_the_one_that_did_best_on_the_held_out_images(tmp_path, monkeypatch, capsys):
     shrink(monkeypatch, main_mmasia, dropout=0.5)
     assert run.main([*FLAGS, "--logs", str(tmp_path)]) == 0
     (folder,) = tmp_path.iterdir()
@@ -43,6 +43,7 @@ def test_the_reported_iteration_is_the_one_that_did_best_on_the_held_out_images(
     assert row["selected"] == {"iteration": chosen["iteration"], "validation": chosen["validation_map"]}
     assert row["map"]["learned"]["expected"] == pytest.approx(chosen["map"], abs=1e-12)
     assert row["best"]["expected"] == max(line["map"] for line in lines)
+    assert f"iteration {chosen['iteration']} was selected on held-out images" in capsys.readouterr().out
     parts = {
         name: torch.load(next(folder.glob(f"*-{name}.t")), weights_only=True)
         for name in ("query_code", "database_code", "query_targets", "database_targets")

@@ -238,4 +238,5 @@ def _draw(folder: Path, reports: list[dict[str, Any]]) -> None:
         from .figures import evaluation_figures
     except ImportError as error:
         raise UserError(f"--figures: {error}; install matplotlib (requirements.txt).") from error
-    evaluation_figures(folder, reports)
+    for path in evaluation_figures(folder, reports):
+        print(path)

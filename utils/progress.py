@@ -86,7 +86,11 @@ class Progress:
 
 
 def result_table(results: list[dict[str, Any]]) -> str:
-    """The last table: a row a code length with the expected mAP of learned, learned_filled and network codes."""
+    """The last table: a row a code length with the expected mAP of learned, learned_filled and network codes.
+
+    Below it, what a reader must know of the figures: rows never drawn, queries without a relevant item, an iteration
+    selected by --validate.
+    """
     header = f"{'method':<12} {'bits':>4} {'learned':>8} {'filled':>8} {'network':>8} {'best':>8} {'seconds':>8}"
     lines = [header, "-" * len(header)]
     for row in results:
@@ -95,4 +99,14 @@ def result_table(results: list[dict[str, Any]]) -> str:
             f"{row['method']:<12} {row['code_length']:>4} {learned:>8.4f} {filled:>8.4f} {network:>8.4f} "
             f"{row['best']['expected']:>8.4f} {row['seconds']:>8.0f}"
         )
+    for row in results:
+        notes = []
+        if row["never_drawn"]:
+            notes.append(f"{row['never_drawn']} database rows were never drawn and keep the code 0 in 'learned'")
+        if row["queries_without_relevant"]:
+            notes.append(f"{row['queries_without_relevant']} queries have no relevant image and count as 0")
+        if "selected" in row:
+            notes.append(f"iteration {row['selected']['iteration']} was selected on held-out images")
+        if notes:
+            lines.append(f"{row['code_length']} bits: {'; '.join(notes)}.")
     return "\n".join(lines)
