@@ -42,6 +42,11 @@ from utils.seeding import generator
 LAW = AUGMENTATIONS["crop-flip"]
 
 
+with_avx = pytest.mark.skipif(
+    "AVX" not in torch.backends.cpu.get_cpu_capability(), reason="torchvision resizes 8 bits by way of floats"
+)
+
+
 def normalise(pixels: torch.Tensor) -> torch.Tensor:
     """As the code does it, so that equal results mean equal pixels: each grey level has a value of its own."""
     return pixels.float() * torch.from_numpy(PIXEL_SCALE)[:, None, None] + torch.from_numpy(PIXEL_BIAS)[:, None, None]
@@ -113,6 +118,7 @@ def test_normalisation_is_torchvisions() -> None:
     assert all(len(values.unique()) == 256 for values in normalise(levels))
 
 
+@with_avx
 @settings(max_examples=100, deadline=None)
 @given(st.integers(1, 90), st.integers(1, 90), st.integers(0, 2**32), st.sampled_from([8, 31, 64]))
 def test_every_window_is_torchvisions_to_the_bit(height: int, width: int, seed: int, size: int) -> None:
@@ -129,7 +135,7 @@ def test_every_window_is_torchvisions_to_the_bit(height: int, width: int, seed: 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 90), st.integers(1, 90), st.integers(0, 2**32), st.booleans())
 def test_both_ways_agree_to_a_grey_level(height: int, width: int, seed: int, evaluate: bool) -> None:
-    """torchvision rounds to whole grey levels after each direction, half a level each; the matrices never do."""
+    """torch rounds to whole grey levels after each direction, half a level each; the matrices never do."""
     random = generator(seed)
     pixels = torch.randint(0, 256, (3, 3, height, width), generator=random, dtype=torch.uint8)
     sizes = np.tile([[height, width]], (3, 1))
@@ -138,6 +144,7 @@ def test_both_ways_agree_to_a_grey_level(height: int, width: int, seed: int, eva
     assert difference.abs().max() <= 1.01
 
 
+@with_avx
 @pytest.mark.parametrize("size", [(256, 341), (300, 256), (32, 32), (20, 47), (45, 33)])
 def test_evaluation_is_resize_and_center_crop_to_the_bit(size: tuple[int, int]) -> None:
     height, width = size
@@ -148,9 +155,7 @@ def test_evaluation_is_resize_and_center_crop_to_the_bit(size: tuple[int, int]) 
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="asks the system for the process's threads")
-@pytest.mark.skipif(
-    "AVX" not in torch.backends.cpu.get_cpu_capability(), reason="torch resizes 8 bits by way of floats"
-)
+@with_avx
 def test_no_thread_starts_others() -> None:
     """A batch has threads of its own: more of them, which torch starts for large images, would wait for each other."""
     image = np.zeros((300, 400, 3), dtype=np.uint8)
