@@ -69,7 +69,8 @@ def count_by_distance(
         grades: G; 1 counts relevant items, more count by the number of shared labels.
         device: where to count.
         engine: one of `ENGINES`; None takes `default_engine`.
-        threads: None takes torch's number of threads.
+        threads: None takes torch's number of threads; for numpy one, as two wait longer for the
+            interpreter than they gain.
 
     Returns:
         items: int64 [Q, 2K+1]; bin j counts the items at distance j/2.
@@ -80,7 +81,7 @@ def count_by_distance(
     items = np.zeros((shape[0], 2 * shape[1] + 1), np.int64)
     relevant = np.zeros((shape[0], grades, 2 * shape[1] + 1), np.int64)
     count = {"compiled": _count_compiled, "numpy": _count_numpy, "torch": _count_torch}[engine]
-    with _Workers(threads) as workers:
+    with _Workers(threads or (1 if engine == "numpy" else None)) as workers:
         for rows in _chunks(
             database_code, database_labels, _MOST_ROWS if engine != "numpy" else _ROWS_TORCH_COUNTS_ALONE
         ):

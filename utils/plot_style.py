@@ -127,8 +127,8 @@ def fit_share_axis(axes: Axes, values: Iterable[float], least: float = 0.1) -> N
     low, high = min(numbers), max(numbers)
     room = 0.08 * max(high - low, least)
     missing = max(0.0, least - (high - low)) / 2
-    bottom = max(-0.02, low - room - missing)
-    axes.set_ylim(bottom, min(1.02, max(high + room + missing, bottom + least)))
+    bottom = max(-0.015, low - room - missing)  # 0.015, so that no tick stands where no share can be
+    axes.set_ylim(bottom, min(1.015, max(high + room + missing, bottom + least)))
 
 
 @styled
