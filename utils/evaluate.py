@@ -31,10 +31,8 @@ def mean_average_precision(
     ties: str = "expected",
 ) -> float:
     """mAP@R: the mean of `average_precision` over all queries, those without a relevant item included as 0."""
-    precisions = average_precision(
-        query_code, database_code, query_labels, database_labels, device, topk, ties=ties
-    )  # fmt: skip
-    return float(precisions.mean())
+    arguments = query_code, database_code, query_labels, database_labels, device, topk
+    return float(average_precision(*arguments, ties=ties).mean())
 
 
 def average_precision(

@@ -10,13 +10,12 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator
 from matplotlib.transforms import ScaledTranslation
 
@@ -259,31 +258,29 @@ def _counted(name: str, seeds: int, curves: Curves) -> str:
 # ---- Pictures ----
 
 
-@styled
 def precision_recall_figure(path: str | Path, curves: Curves, title: str = "") -> Path:
     """Write the picture of `draw_precision_recall` (PNG or PDF by the name's ending)."""
-    figure = new_figure(COLUMN_WIDTH, 3.0)
-    axes = figure.add_subplot()
-    draw_precision_recall(axes, curves)
-    return _finish(figure, axes, title, path)
+    return _one_panel(path, title, lambda axes: draw_precision_recall(axes, curves))
 
 
-@styled
 def cutoff_figure(path: str | Path, curves: Curves, ylabel: str = "precision@N", title: str = "") -> Path:
     """Write the picture of `draw_at_cutoffs`."""
-    figure = new_figure(COLUMN_WIDTH, 3.0)
-    axes = figure.add_subplot()
-    draw_at_cutoffs(axes, curves, ylabel)
-    return _finish(figure, axes, title, path)
+    return _one_panel(path, title, lambda axes: draw_at_cutoffs(axes, curves, ylabel))
+
+
+def map_figure(path: str | Path, series: Series, ylabel: str = "mAP", title: str = "") -> Path:
+    """Write the picture of `draw_map_by_code_length`."""
+    return _one_panel(path, title, lambda axes: draw_map_by_code_length(axes, series, ylabel))
 
 
 @styled
-def map_figure(path: str | Path, series: Series, ylabel: str = "mAP", title: str = "") -> Path:
-    """Write the picture of `draw_map_by_code_length`."""
+def _one_panel(path: str | Path, title: str, draw: Callable[[Axes], None]) -> Path:
     figure = new_figure(COLUMN_WIDTH, 3.0)
     axes = figure.add_subplot()
-    draw_map_by_code_length(axes, series, ylabel)
-    return _finish(figure, axes, title, path)
+    draw(axes)
+    axes.set_title(title, loc="left")
+    legend_below(axes)
+    return save(figure, path)
 
 
 @styled
@@ -309,12 +306,6 @@ def training_figure(path: str | Path, rows: Rows, title: str = "") -> Path:
         draw(figure.add_subplot(codes[column]), rows)
     if title:
         figure.suptitle(title, x=0.01, ha="left", fontsize=9)
-    return save(figure, path)
-
-
-def _finish(figure: Figure, axes: Axes, title: str, path: str | Path) -> Path:
-    axes.set_title(title, loc="left")
-    legend_below(axes)
     return save(figure, path)
 
 

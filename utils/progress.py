@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
+import math
 import sys
 from typing import Any
 
-import torch
 from torch import Tensor
 from tqdm import tqdm
 
@@ -72,7 +72,7 @@ class Progress:
         """
         means = {part: float(value) / self.steps for part, value in self.sums.items()}
         self.sums, self.steps = {}, 0
-        broken = [part for part, value in means.items() if not torch.isfinite(torch.tensor(value))]
+        broken = [part for part, value in means.items() if not math.isfinite(value)]
         if broken:
             raise UserError(
                 f"The loss ({', '.join(broken)}) is no longer a finite number at iteration {iteration + 1}, pass "

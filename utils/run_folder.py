@@ -20,11 +20,10 @@ import torchvision
 from torch import Tensor
 
 from .errors import UserError
+from .evaluate_command import ROLES
 from .interrupt import StopRequest
 from .json_files import read_json
 from .settings import Settings
-
-CODE_FILES = ("query_code", "database_code", "query_targets", "database_targets")
 
 
 def require_writable(logs: str | os.PathLike[str]) -> None:
@@ -160,7 +159,7 @@ class RunFolder:
             learned_map: expected mAP of the learned codes, written into the names.
             codes: query_code [Q, K], database_code [D, K], query_targets [Q, C], database_targets [D, C].
         """
-        for name in CODE_FILES:
+        for name in ROLES:
             self.save(f"{self.settings.dataset}-{code_length}bits-{learned_map:.4f}-{name}.t", codes[name].cpu())
 
 

@@ -16,11 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from data.transform import AUGMENTATIONS
+
 from .errors import UserError
 from .json_files import read_json
 
 METHODS = ("main_mmasia", "main_tomm")
-AUGMENTATIONS = ("crop-flip", "crop", "none")
 
 
 def count(text: str) -> int:
@@ -125,7 +126,7 @@ class Settings:
 
     num_query: int | None = option(None, count, "query images (default: the dataset's protocol)", "Data")
     image_size: int = option(224, count, "side of the images that the network sees, in pixels", "Data")
-    augment: str = option("crop-flip", name, "augmentation of the training images", "Data", AUGMENTATIONS)
+    augment: str = option("crop-flip", name, "augmentation of the training images", "Data", tuple(AUGMENTATIONS))
     split: str | None = option(None, name, "flickr25k as its lists give it, not drawn by the seed", "Data", ("lists",))
     query_share: float | None = option(None, share, "folder: share of each class held out as queries", "Data")
     database_img: str | None = option(None, name, "lists: database images (database_img.txt)", "Data")
@@ -179,12 +180,11 @@ class Settings:
         }
 
 
-# What differs from the release's defaults above, a dataset each (docs/datasets.md has the protocol table).
+# What differs from the defaults above, which are the release's for CIFAR-10 (docs/datasets.md has the table).
 PRESETS: dict[str, dict[str, Any]] = {
-    "cifar-10": {"num_samples": 5000, "max_iter": 50, "topk": -1},
     "nus-wide-tc21": {"num_samples": 10500, "max_iter": 150, "topk": 5000},
     "nus-wide-tc10": {"num_samples": 10500, "max_iter": 150, "topk": 5000},
-    "flickr25k": {"num_samples": 5000, "max_iter": 150, "topk": 5000},
+    "flickr25k": {"max_iter": 150, "topk": 5000},
     "imagenet": {"num_samples": 10500, "max_iter": 150, "topk": 1000},
     # Own images: 0 stands for as many rows as the release draws from CIFAR-10, or all where there are fewer (run.py).
     "folder": {"num_samples": 0},
