@@ -25,6 +25,7 @@ class CycleNet(nn.Module):
         latent_dim: width of Z, the latent features.
         hidden_dim: hidden width of the two reconstruction MLPs; their feature width is label_dim.
         dropout: probability before the latent hash layer.
+        latent, adjacency: of `GraphHash`, "sigmoid" and "raw" in both papers.
 
     Raises:
         ValueError: unknown variant.
@@ -40,13 +41,17 @@ class CycleNet(nn.Module):
         latent_dim: int = 1024,
         hidden_dim: int = 1024,
         dropout: float = 0.5,
+        latent: str = "sigmoid",
+        adjacency: str = "raw",
     ) -> None:
         super().__init__()
         if variant not in ("mmasia", "tomm"):
             raise ValueError(f"variant must be 'mmasia' or 'tomm', not {variant!r}")
         self.variant = variant
         self.self_attention_lat = attention(label_dim, image_dim)
-        self.gcn = GraphHash(label_dim, latent_dim, code_length, dropout=dropout)
+        self.gcn = GraphHash(
+            label_dim, latent_dim, code_length, dropout=dropout, latent=latent, adjacency=adjacency
+        )
         if variant == "mmasia":
             self.self_attention_image_rec = attention(label_dim, latent_dim)
             self.self_attention_label_rec = attention(image_dim, latent_dim)

@@ -30,16 +30,32 @@ def cycle_loss_parts(
     codes: Tensor,
     similarity: Tensor,
     gamma: float,
+    *,
+    signed: bool = False,
+    detach_targets: bool = False,
+    cycle_terms: bool = True,
 ) -> dict[str, Tensor]:
-    """The five terms of the cycle loss by name; arguments as in `cycle_loss`."""
-    return {
+    """The five terms of the cycle loss by name; arguments as in `cycle_loss`, and three ablations.
+
+    Args:
+        signed: dissimilar pairs have the target −K in place of 0 (S in ±1).
+        detach_targets: the reconstructions do not pull U_image and U_label towards themselves.
+        cycle_terms: False leaves the two reconstruction terms out.
+    """
+    if signed:
+        similarity = 2 * similarity - 1
+    parts = {
         "image": code_loss(image_code, codes, similarity, gamma),
         "label": code_loss(label_code, codes, similarity, gamma),
         "latent": code_loss(latent_code, codes, similarity, gamma),
-        # The targets are not detached: the reconstructions also pull U_image and U_label towards themselves.
-        "image_rec": mse_loss(image_code_rec, image_code),
-        "label_rec": mse_loss(label_code_rec, label_code),
     }
+    if cycle_terms:
+        # The targets are not detached in the papers: the reconstructions also pull the codes towards themselves.
+        if detach_targets:
+            image_code, label_code = image_code.detach(), label_code.detach()
+        parts["image_rec"] = mse_loss(image_code_rec, image_code)
+        parts["label_rec"] = mse_loss(label_code_rec, label_code)
+    return parts
 
 
 def cycle_loss(

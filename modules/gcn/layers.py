@@ -23,3 +23,13 @@ class GraphConvolution(nn.Module):
     def forward(self, x: Tensor, adjacency: Tensor) -> Tensor:
         """x [N, in_features], adjacency [N, N] → [N, out_features]."""
         return torch.addmm(self.bias, adjacency, x @ self.weight)
+
+
+def normalise_adjacency(similarity: Tensor) -> Tensor:
+    """D^-½ S D^-½ with the degrees D = diag(S 1), the normalisation of Kipf & Welling (eq. 2); S [N, N] → [N, N].
+
+    S has its self-loops already. A sample without any label is similar to nothing: its row and column stay 0.
+    """
+    degree = similarity.sum(dim=1)  # [N]
+    scale = torch.where(degree > 0, degree.clamp(min=1).rsqrt(), 0)
+    return scale[:, None] * similarity * scale

@@ -5,23 +5,42 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .layers import GraphConvolution
+from .layers import GraphConvolution, normalise_adjacency
 
 
 class GraphHash(nn.Module):
     """Z = relu(graph convolution), U_latent = sigmoid(Linear(dropout(Z))).
 
     The sigmoid puts U_latent in (0, 1) although codes are ±1; the authors' release does so and so do we.
+
+    Args:
+        in_dim, latent_dim: widths of the input and of Z.
+        code_length: K.
+        dropout: probability before the latent hash layer.
+        latent: "sigmoid", or as an ablation "tanh", which puts U_latent in (-1, 1) like every other code.
+        adjacency: "raw" takes the similarity as it is, or as an ablation "normalised" (`normalise_adjacency`).
     """
 
-    def __init__(self, in_dim: int, latent_dim: int, code_length: int, *, dropout: float = 0.5) -> None:
+    def __init__(
+        self,
+        in_dim: int,
+        latent_dim: int,
+        code_length: int,
+        *,
+        dropout: float = 0.5,
+        latent: str = "sigmoid",
+        adjacency: str = "raw",
+    ) -> None:
         super().__init__()
         self.gc = GraphConvolution(in_dim, latent_dim)
         self.dropout = nn.Dropout(dropout)
         self.hash_code_layer = nn.Linear(latent_dim, code_length)
+        self.activation = {"sigmoid": torch.sigmoid, "tanh": torch.tanh}[latent]
+        self.normalised = {"raw": False, "normalised": True}[adjacency]
 
     def forward(self, x: Tensor, similarity: Tensor) -> tuple[Tensor, Tensor]:
         """x [N, in_dim], similarity [N, N] → (U_latent [N, K], Z [N, latent_dim])."""
-        latent_features = torch.relu(self.gc(x, similarity))
-        latent_code = torch.sigmoid(self.hash_code_layer(self.dropout(latent_features)))
+        adjacency = normalise_adjacency(similarity) if self.normalised else similarity
+        latent_features = torch.relu(self.gc(x, adjacency))
+        latent_code = self.activation(self.hash_code_layer(self.dropout(latent_features)))
         return latent_code, latent_features

@@ -1,0 +1,80 @@
+"""`model_image` on other networks than the papers' AlexNet."""
+
+from __future__ import annotations
+
+import os
+
+from torch import Tensor, nn
+from torchvision.models import resnet18, resnet50, vit_b_16
+
+from utils.errors import UserError
+
+from .alexnet import AlexNetHash
+from .pretrained import load_weights
+
+BACKBONES = ("alexnet", "resnet18", "resnet50", "vit_b_16")
+RESNETS = {"resnet18": resnet18, "resnet50": resnet50}
+
+
+class BackboneHash(nn.Module):
+    """Images [N, 3, S, S] → (F_image [N, F], U_image [N, K]); U_image = tanh(Linear F → K).
+
+    F_image is what torchvision's network gives to its last layer: the pooled features of a ResNet (512 or 2048 wide),
+    the class token of ViT-B/16 (768). State-dict names are torchvision's behind "backbone.", and `hash_layer`.
+
+    Args:
+        backbone: "resnet18", "resnet50" or "vit_b_16".
+        code_length: K.
+        weights: "imagenet", None or a path, as for `AlexNetHash`.
+        image_size: S; ViT-B/16 needs a multiple of its patch of 16 pixels, and 224 with the ImageNet weights.
+
+    Raises:
+        UserError: the weights cannot be had or do not fit, or the image size does not suit ViT-B/16.
+    """
+
+    def __init__(
+        self,
+        backbone: str,
+        code_length: int,
+        *,
+        weights: str | os.PathLike[str] | None = "imagenet",
+        image_size: int = 224,
+    ) -> None:
+        super().__init__()
+        if backbone == "vit_b_16":
+            if image_size % 16:
+                raise UserError(f"--image-size {image_size}: vit_b_16 needs a multiple of 16, such as 224.")
+            self.backbone = vit_b_16(weights=None, image_size=image_size)
+            self.feature_dim, head = self.backbone.hidden_dim, "heads."
+            self.backbone.heads = nn.Identity()
+        else:
+            self.backbone = RESNETS[backbone](weights=None)
+            self.feature_dim, head = self.backbone.fc.in_features, "fc."
+            self.backbone.fc = nn.Identity()
+        self.hash_layer = nn.Sequential(nn.Linear(self.feature_dim, code_length), nn.Tanh())
+        if weights is not None:
+            load_weights(self, backbone, str(weights), head=head, prefix="backbone.")
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """images [N, 3, S, S], ImageNet-normalised → (features [N, F], code [N, K] in (-1, 1))."""
+        features = self.backbone(images)
+        return features, self.hash_layer(features)
+
+
+def image_network(
+    backbone: str,
+    code_length: int,
+    *,
+    weights: str | os.PathLike[str] | None = "imagenet",
+    image_size: int = 224,
+) -> AlexNetHash | BackboneHash:
+    """The image network of a name in `BACKBONES`; its attribute `feature_dim` is the width of F_image.
+
+    Raises:
+        UserError: an unknown name, or as `AlexNetHash` and `BackboneHash`.
+    """
+    if backbone not in BACKBONES:
+        raise UserError(f"--backbone {backbone}: must be one of {', '.join(BACKBONES)}.")
+    if backbone == "alexnet":
+        return AlexNetHash(code_length, weights=weights)
+    return BackboneHash(backbone, code_length, weights=weights, image_size=image_size)
