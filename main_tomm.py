@@ -15,15 +15,17 @@ from data import Split
 from data.data_loader import train_batches
 from modules import (
     MLP,
-    AlexNetHash,
     CycleNet,
     ReconstructionDiscriminator,
     cycle_loss_parts,
     discriminator_loss,
     generator_loss,
+    image_network,
 )
 from utils.checkpoint import Checkpoint
-from utils.discrete import draw_sample, label_similarity, soft_similarity, update_codes
+from utils.devices import Precision
+from utils.discrete import discrete_step, draw_sample, label_similarity
+from utils.encode import network_codes
 from utils.progress import Progress
 from utils.report import Report
 from utils.run_folder import RunFolder
@@ -42,9 +44,17 @@ def train(settings: Settings, code_length: int, split: Split, run: RunFolder) ->
     labels = database.labels.to(device)  # [n_database, C]
 
     # ---- Networks ----
-    model_image = AlexNetHash(code_length, weights=None if settings.weights == "none" else settings.weights).to(device)
+    weights = None if settings.weights == "none" else settings.weights
+    model_image = image_network(settings.backbone, code_length, weights=weights, image_size=settings.image_size)
+    model_image = model_image.to(device).to(memory_format=torch.channels_last)
     model_label = MLP(split.num_classes, code_length).to(device)
-    model_cycle = CycleNet(code_length, variant="tomm").to(device)
+    model_cycle = CycleNet(
+        code_length,
+        variant="tomm",
+        image_dim=model_image.feature_dim,
+        latent=settings.latent,
+        adjacency=settings.adjacency,
+    ).to(device)
     discriminator = ReconstructionDiscriminator(code_length).to(device)
 
     # ---- Optimisers ----
@@ -57,7 +67,17 @@ def train(settings: Settings, code_length: int, split: Split, run: RunFolder) ->
     schedule_d = torch.optim.lr_scheduler.MultiStepLR(optimizer_d, milestones, gamma=1 / 5)
     schedule_g = torch.optim.lr_scheduler.MultiStepLR(optimizer_g, milestones, gamma=1 / 5)
 
+    # ---- Loss: as published, unless an ablation is asked for ----
+    cycle_losses = partial(
+        cycle_loss_parts,
+        gamma=settings.gamma,
+        signed=settings.similarity == "signed",
+        detach_targets=settings.detach_targets,
+        cycle_terms=not settings.no_cycle_terms,
+    )
+
     # ---- Alternating optimisation ----
+    compute = Precision(settings.precision, device)
     run.open()
     report = Report(run, settings, code_length, split, model_image)
     codes = torch.zeros(len(database), code_length, device=device)  # B; rows never drawn stay 0
@@ -80,9 +100,8 @@ def train(settings: Settings, code_length: int, split: Split, run: RunFolder) ->
     with Progress(settings, code_length, done) as progress:
         for iteration in range(done, settings.max_iter):
             sample = draw_sample(len(database), settings.num_samples, settings.seed, iteration)  # Ω, ascending
-            # The last continuous codes of every drawn row, [num_samples, K] each.
-            sample_image_code = torch.zeros(settings.num_samples, code_length, device=device)
-            sample_label_code, sample_latent_code = sample_image_code.clone(), sample_image_code.clone()
+            # The last U_image, U_label and U_latent of every drawn row.
+            sample_codes = torch.zeros(3, settings.num_samples, code_length, device=device)
 
             # ---- Passes over the sample: the networks learn, B is fixed ----
             for epoch in range(settings.max_epoch):
@@ -90,21 +109,23 @@ def train(settings: Settings, code_length: int, split: Split, run: RunFolder) ->
                     database,
                     sample,
                     batch_size=settings.batch_size,
-                    key=(settings.seed, "batches", iteration),  # every pass replays the same shuffle and crops
+                    # Every pass replays the same shuffle and crops, unless an ablation asks for fresh ones.
+                    key=(settings.seed, "batches", iteration, *([epoch] if settings.fresh_batches else [])),
                     augment=settings.augment,
                     device=device,
                     num_workers=settings.num_workers,
+                    channels_last=True,
                 )
                 for images, targets, rows in batches:  # [N, 3, S, S], [N, C], [N]
                     similarity = label_similarity(targets)  # [N, N]
 
                     # ---- Cycle step ----
-                    image_features, image_code = model_image(images)  # [N, 4096], [N, K]
-                    label_features, label_code = model_label(targets)  # [N, 512], [N, K]
-                    latent_code, _, image_code_rec, label_code_rec = model_cycle(
-                        image_features, label_features, similarity
+                    image_features, image_code = compute(model_image, images)  # [N, 4096], [N, K]
+                    label_features, label_code = compute(model_label, targets)  # [N, 512], [N, K]
+                    latent_code, _, image_code_rec, label_code_rec = compute(
+                        model_cycle, image_features, label_features, similarity
                     )  # [N, K], Z, [N, K], [N, K]
-                    losses = cycle_loss_parts(
+                    losses = cycle_losses(
                         latent_code,
                         image_code,
                         label_code,
@@ -112,48 +133,41 @@ def train(settings: Settings, code_length: int, split: Split, run: RunFolder) ->
                         label_code_rec,
                         codes[rows],  # b, [N, K]
                         similarity,
-                        settings.gamma,
                     )
                     optimizer.zero_grad()
                     torch.stack(list(losses.values())).sum().backward()
                     optimizer.step()
 
                     # ---- Adversarial step: forward again with the new weights and fresh dropout ----
-                    with torch.no_grad():  # the features enter model_cycle detached: no graph is needed through these
-                        image_features, image_code = model_image(images)
-                        label_features, label_code = model_label(targets)
-                    latent_code, _, image_code_rec, label_code_rec = model_cycle(
-                        image_features, label_features, similarity
-                    )
-                    real = discriminator(image_code, label_code)  # [2N]
-                    fake = discriminator(image_code_rec.detach(), label_code_rec.detach())  # [2N]
-                    losses["discriminator"] = discriminator_loss(real, fake)
-                    optimizer_d.zero_grad()
-                    losses["discriminator"].backward()
-                    optimizer_d.step()
-                    losses["generator"] = generator_loss(discriminator(image_code_rec, label_code_rec))
-                    optimizer_g.zero_grad()
-                    losses["generator"].backward(inputs=list(model_cycle.parameters()))  # not into the discriminator
-                    optimizer_g.step()
+                    if not settings.no_discriminator:
+                        with torch.no_grad():  # the features enter model_cycle detached: no graph is needed here
+                            image_features, image_code = compute(model_image, images)
+                            label_features, label_code = compute(model_label, targets)
+                        latent_code, _, image_code_rec, label_code_rec = compute(
+                            model_cycle, image_features, label_features, similarity
+                        )
+                        real = discriminator(image_code, label_code)  # [2N]
+                        fake = discriminator(image_code_rec.detach(), label_code_rec.detach())  # [2N]
+                        losses["discriminator"] = discriminator_loss(real, fake)
+                        optimizer_d.zero_grad()
+                        losses["discriminator"].backward()
+                        optimizer_d.step()
+                        losses["generator"] = generator_loss(discriminator(image_code_rec, label_code_rec))
+                        optimizer_g.zero_grad()
+                        losses["generator"].backward(inputs=list(model_cycle.parameters()))  # not into D
+                        optimizer_g.step()
 
-                    place = torch.searchsorted(sample, rows.cpu())
-                    sample_image_code[place] = image_code.detach()
-                    sample_label_code[place] = label_code.detach()
-                    sample_latent_code[place] = latent_code.detach()
+                    place = torch.searchsorted(sample, rows)
+                    sample_codes[:, place] = torch.stack((image_code, label_code, latent_code)).detach()
                     progress.step(losses)
                 means = progress.end_pass(iteration, epoch)
 
             # ---- Discrete step: B learns, the networks are fixed ----
-            codes[sample] = update_codes(
-                codes[sample],
-                sample_image_code,
-                sample_label_code,
-                sample_latent_code,
-                soft_similarity(labels[sample], labels, sample),
-                alpha=settings.alpha,
-                beta=settings.beta,
-                gamma=settings.gamma,
-            )
+            others = network_codes(model_image, model_label, database, run) if settings.update_all_rows else None
+            discrete_step(
+                codes, sample, labels, sample_codes, others,
+                alpha=settings.alpha, beta=settings.beta, gamma=settings.gamma,
+            )  # fmt: skip
             schedule_d.step()
             schedule_g.step()
             report.iteration(iteration, codes, sample, means)

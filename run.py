@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import main_mmasia
 import main_tomm
-from utils.devices import choose_device
+from utils.devices import choose_device, keep_freed_memory
 from utils.errors import UserError
 from utils.interrupt import Interrupted
 from utils.progress import configure_logging, log, result_table
@@ -26,6 +26,7 @@ TRAIN = {"main_mmasia": main_mmasia.train, "main_tomm": main_tomm.train}
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run with the given command line; returns the exit status: 0, or 2 for what the user can mend."""
     configure_logging()
+    keep_freed_memory()
     try:
         settings, resume = parse_settings(sys.argv[1:] if arguments is None else arguments, method_name=method_name)
         device = choose_device(settings.device)

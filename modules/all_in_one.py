@@ -49,9 +49,7 @@ class CycleNet(nn.Module):
             raise ValueError(f"variant must be 'mmasia' or 'tomm', not {variant!r}")
         self.variant = variant
         self.self_attention_lat = attention(label_dim, image_dim)
-        self.gcn = GraphHash(
-            label_dim, latent_dim, code_length, dropout=dropout, latent=latent, adjacency=adjacency
-        )
+        self.gcn = GraphHash(label_dim, latent_dim, code_length, dropout=dropout, latent=latent, adjacency=adjacency)
         if variant == "mmasia":
             self.self_attention_image_rec = attention(label_dim, latent_dim)
             self.self_attention_label_rec = attention(image_dim, latent_dim)

@@ -13,7 +13,9 @@ FEATURES = 24
 class SmallImageNet(nn.Module):
     """Images [N, 3, S, S] → (features [N, 24], code [N, K]); looks at a 8×8 summary of the image."""
 
-    def __init__(self, code_length, *, weights=None, dropout=0.0):
+    feature_dim = FEATURES
+
+    def __init__(self, backbone, code_length, *, weights=None, image_size=None, dropout=0.0):
         super().__init__()
         self.net = nn.Sequential(
             nn.AdaptiveAvgPool2d(8), nn.Flatten(), nn.Dropout(dropout), nn.Linear(192, FEATURES), nn.ReLU()
@@ -28,9 +30,9 @@ class SmallImageNet(nn.Module):
 def constructors(dropout=0.0):
     """Stand-ins for the constructors that the mains call, by name."""
     return {
-        "AlexNetHash": partial(SmallImageNet, dropout=dropout),
+        "image_network": partial(SmallImageNet, dropout=dropout),
         "MLP": partial(MLP, hidden_dim=14, feature_dim=16),
-        "CycleNet": partial(CycleNet, image_dim=FEATURES, label_dim=16, latent_dim=20, hidden_dim=14, dropout=dropout),
+        "CycleNet": partial(CycleNet, label_dim=16, latent_dim=20, hidden_dim=14, dropout=dropout),
         "ReconstructionDiscriminator": partial(ReconstructionDiscriminator, hidden_dim=14, feature_dim=16),
     }
 

@@ -19,7 +19,7 @@ from utils.run_folder import RunFolder
 from utils.settings import Settings
 
 MAINS = {"main_mmasia": main_mmasia, "main_tomm": main_tomm}
-NAMES = ("AlexNetHash", "MLP", "CycleNet", "ReconstructionDiscriminator")
+NAMES = ("image_network", "MLP", "CycleNet", "ReconstructionDiscriminator")
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +123,11 @@ def test_each_optimiser_changes_its_own_networks_only(method, split, tmp_path, m
     finally:
         for hook in hooks:
             hook.remove()
-    cycle, discriminator, generator = {"AlexNetHash", "MLP", "CycleNet"}, {"ReconstructionDiscriminator"}, {"CycleNet"}
+    cycle, discriminator, generator = (
+        {"image_network", "MLP", "CycleNet"},
+        {"ReconstructionDiscriminator"},
+        {"CycleNet"},
+    )
     a_batch = [cycle] if method == "main_mmasia" else [cycle, discriminator, generator]
     assert steps == a_batch * 3  # 60 samples in batches of 24
 

@@ -41,9 +41,9 @@ def _train(flags, output, slow):
             shrink(monkeypatch, main, dropout=0.5)
             losses = main.cycle_loss_parts
 
-            def slowly(*arguments, losses=losses):
+            def slowly(*arguments, losses=losses, **options):
                 time.sleep(slow)
-                return losses(*arguments)
+                return losses(*arguments, **options)
 
             monkeypatch.setattr(main, "cycle_loss_parts", slowly)
         status = run.main(flags)

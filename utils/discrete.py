@@ -39,9 +39,14 @@ def soft_similarity(sample_labels: Tensor, database_labels: Tensor, sample_index
     Returns:
         [n, n], in the wider of the labels' dtype and torch's default dtype.
     """
-    dtype = torch.promote_types(sample_labels.dtype, torch.get_default_dtype())
-    similar = sample_labels.to(dtype) @ database_labels[sample_index].to(dtype).T > 0  # [n, n]
     ratio = balance_ratio(sample_labels, database_labels)
+    return softened(sample_labels, database_labels[sample_index], ratio)
+
+
+def softened(labels: Tensor, other_labels: Tensor, ratio: float) -> Tensor:
+    """S(1+r) − r of all pairs: multi-hot labels [n, C] and [m, C] → [n, m]; dtype as in `soft_similarity`."""
+    dtype = torch.promote_types(labels.dtype, torch.get_default_dtype())
+    similar = labels.to(dtype) @ other_labels.to(dtype).T > 0  # [n, m]
     # S(1+r) − r is 1 where S = 1 and −1 − 2r where S = −1, without rounding in the first case.
     apart = torch.tensor(-1.0 - 2.0 * ratio, dtype=dtype, device=similar.device)
     return torch.where(similar, torch.ones_like(apart), apart)
@@ -78,9 +83,6 @@ def update_codes(
         Q = (K · S)ᵀ U + γ U
         B[:,k] = sign(Q[:,k] − B₋ₖ U₋ₖᵀ U[:,k] + α U_label[:,k] + β U_latent[:,k]),   U = U_image, bits in order
 
-    U₋ₖᵀ U[:,k] is a column of the K × K Gram matrix UᵀU without its k-th entry, so a bit costs O(nK) and nothing of
-    size n × n but S is held.
-
     Args:
         codes: B[Ω] before the step [n, K]; not changed.
         image_code, label_code, latent_code: the last continuous codes of the sample [n, K].
@@ -91,11 +93,60 @@ def update_codes(
     Returns:
         B[Ω] after the step [n, K] in {−1, +1} (0 only where the argument of sign is exactly 0).
     """
+    pull = (codes.shape[1] * similarity).T @ image_code
+    linear = pull + gamma * image_code + alpha * label_code + beta * latent_code
+    return coordinate_descent(codes, linear, image_code)
+
+
+def discrete_step(
+    codes: Tensor,
+    sample: Tensor,
+    labels: Tensor,
+    sample_codes: Tensor,
+    other_codes: Tensor | None = None,
+    *,
+    alpha: float,
+    beta: float,
+    gamma: float,
+) -> None:
+    """`update_codes` with `soft_similarity` on B in place, in blocks: no n × n similarity is held.
+
+    Args:
+        codes: B [n_database, K]; the rows Ω change.
+        sample: Ω [n] (int64, on the CPU).
+        labels: multi-hot labels of the database [n_database, C].
+        sample_codes: U_image, U_label and U_latent of the sample [3, n, K].
+        other_codes: an ablation, the full database update of ADSH: these three of every row [3, n_database, K]; those
+            outside Ω are taken from here and their rows of B change too.
+        alpha, beta, gamma: as in `update_codes`.
+    """
+    rows, row_codes = sample, sample_codes
+    if other_codes is not None:
+        rows, row_codes = torch.arange(len(codes)), other_codes.clone()
+        row_codes[:, sample] = sample_codes
+    sample_labels, image_code = labels[sample], sample_codes[0]
+    ratio = balance_ratio(sample_labels, labels)
+    pull = torch.empty_like(row_codes[0])
+    for block in torch.arange(len(rows)).split(max(1, BLOCK_PAIRS // len(sample))):
+        # Transposed as in (K · S)ᵀ U: a line of S is an updated row here.
+        pull[block] = (codes.shape[1] * softened(labels[rows[block]], sample_labels, ratio)) @ image_code
+    linear = pull + gamma * row_codes[0] + alpha * row_codes[1] + beta * row_codes[2]
+    codes[rows] = coordinate_descent(codes[rows], linear, image_code)
+
+
+def coordinate_descent(codes: Tensor, linear: Tensor, image_code: Tensor) -> Tensor:
+    """B[:,k] = sign(linear[:,k] − B₋ₖ U₋ₖᵀ U[:,k]) for each bit k in order.
+
+    U₋ₖᵀ U[:,k] is a column of the K × K Gram matrix UᵀU without its k-th entry, so a bit costs O(mK).
+
+    Args:
+        codes: B before the step [m, K]; not changed.
+        linear: what does not depend on B [m, K].
+        image_code: U of the sample [n, K].
+    """
     codes = codes.clone()
-    code_length = codes.shape[1]
-    linear = (code_length * similarity).T @ image_code + gamma * image_code + alpha * label_code + beta * latent_code
     gram = image_code.T @ image_code  # [K, K]
     gram.fill_diagonal_(0)  # leaves bit k itself out
-    for k in range(code_length):
+    for k in range(codes.shape[1]):
         codes[:, k] = torch.sign(linear[:, k] - codes @ gram[:, k])
     return codes

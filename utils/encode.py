@@ -7,6 +7,8 @@ from torch import Tensor, nn
 
 from data.data_loader import eval_batches
 
+from .run_folder import RunFolder
+
 
 @torch.inference_mode()
 def encode(model_image: nn.Module, dataset, *, batch_size: int, device: torch.device, num_workers: int = 0) -> Tensor:
@@ -22,9 +24,32 @@ def encode(model_image: nn.Module, dataset, *, batch_size: int, device: torch.de
     Returns:
         Codes [n, K] float32 in ±1 on the CPU. The model's training mode is put back.
     """
+    return torch.sign(encode_continuous(model_image, dataset, batch_size, device, num_workers)).float().cpu()
+
+
+@torch.inference_mode()
+def encode_continuous(
+    model_image: nn.Module, dataset, batch_size: int, device: torch.device, num_workers: int = 0
+) -> Tensor:
+    """U_image of every image of a dataset [n, K], in eval mode, on the device; arguments as for `encode`."""
     was_training = model_image.training
     model_image.eval()
     batches = eval_batches(dataset, batch_size=batch_size, device=device, num_workers=num_workers)
-    codes = [torch.sign(model_image(images)[1]).float().cpu() for images, _, _ in batches]
+    codes = [model_image(images)[1] for images, _, _ in batches]
     model_image.train(was_training)
     return torch.cat(codes)
+
+
+def network_codes(model_image: nn.Module, model_label: nn.Module, dataset, run: RunFolder) -> Tensor:
+    """U_image and U_label of every row as the networks give them in eval mode, and 0 for U_latent, [3, n, K].
+
+    U_latent belongs to the graph of a mini-batch: a row that was not in one has none.
+    """
+    image_code = encode_continuous(
+        model_image, dataset, run.settings.batch_size, run.device, num_workers=run.settings.num_workers
+    )
+    with torch.inference_mode():
+        label_code = model_label(dataset.labels.to(run.device, image_code.dtype))[
+            1
+        ]  # nothing in it depends on the mode
+    return torch.stack((image_code, label_code, torch.zeros_like(image_code)))

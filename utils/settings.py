@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from data.transform import AUGMENTATIONS
+from modules.backbones import BACKBONES
 
 from .errors import UserError
 from .json_files import read_json
@@ -138,7 +139,10 @@ class Settings:
     cache: str = option("on", name, "decoded images in one file: on (beside the images), off, or a DIR", "Data")
     num_workers: int = option(0, count_or_zero, "threads that decode images; 0: one a processor", "Data")
 
-    weights: str = option("imagenet", name, "initial AlexNet weights: imagenet, none or a state-dict FILE", "Network")
+    backbone: str = option("alexnet", name, "image network, through torchvision", "Network", BACKBONES)
+    weights: str = option(
+        "imagenet", name, "initial weights of the image network: imagenet, none or a state-dict FILE", "Network"
+    )
 
     num_samples: int = option(5000, count, "database rows drawn each iteration", "Training")
     max_iter: int = option(50, count, "iterations: draw, train, discrete step", "Training")
@@ -149,6 +153,19 @@ class Settings:
     alpha: float = option(2.0, weight, "weight of the label codes in the discrete step", "Training")
     beta: float = option(0.1, weight, "weight of the latent codes in the discrete step", "Training")
     gamma: float = option(10.0, weight, "weight of the quantisation terms", "Training")
+
+    precision: str = option(
+        "float32", name, "of the networks' passes; bfloat16 is faster", "Training", ("float32", "bfloat16")
+    )
+
+    latent: str = option("sigmoid", name, "activation of the latent code", "Ablations", ("sigmoid", "tanh"))
+    similarity: str = option("binary", name, "target of dissimilar pairs: 0 or -K", "Ablations", ("binary", "signed"))
+    adjacency: str = option("raw", name, "graph of the latent features", "Ablations", ("raw", "normalised"))
+    fresh_batches: bool = option(False, None, "main_tomm shuffles and augments every pass afresh", "Ablations")
+    update_all_rows: bool = option(False, None, "the discrete step updates the whole database", "Ablations")
+    detach_targets: bool = option(False, None, "reconstructions do not pull at their targets", "Ablations")
+    no_discriminator: bool = option(False, None, "main_tomm without its adversarial step", "Ablations")
+    no_cycle_terms: bool = option(False, None, "the loss without its reconstruction terms", "Ablations")
 
     save_iter: int = option(10, count_or_zero, "iterations between two checkpoints; 0: none", "Training")
 
@@ -295,7 +312,16 @@ def parse_settings(arguments: Sequence[str], *, method_name: str) -> tuple[Setti
     if method_name not in METHODS:
         raise UserError(f"method_name in run.py is '{method_name}'; it must be one of {', '.join(METHODS)}.")
     given.setdefault("method", method_name)
-    return Settings.for_dataset(given.pop("dataset", Settings.dataset), **given), None
+    settings = Settings.for_dataset(given.pop("dataset", Settings.dataset), **given)
+    require_fitting(settings)
+    return settings, None
+
+
+def require_fitting(settings: Settings) -> None:
+    """Refuse an ablation that the variant has no place for."""
+    for flag, asked in (("--fresh-batches", settings.fresh_batches), ("--no-discriminator", settings.no_discriminator)):
+        if asked and settings.method == "main_mmasia":
+            raise UserError(f"{flag}: main_mmasia has nothing of the kind to change; it is an ablation of main_tomm.")
 
 
 def resumed_settings(folder: Path, given: dict[str, Any]) -> Settings:
@@ -306,9 +332,9 @@ def resumed_settings(folder: Path, given: dict[str, Any]) -> Settings:
     saved = {key: tuple(value) if isinstance(value, list) else value for key, value in saved.items()}
     settings = Settings.for_dataset(**saved)
     differing = [
-        f"--{field.replace('_', '-')} {_shown(value)} (the run has {_shown(saved[field])})"
+        f"--{field.replace('_', '-')} {_shown(value)} (the run has {_shown(getattr(settings, field))})"
         for field, value in given.items()
-        if field not in FREE_TO_CHANGE and value != saved[field]
+        if field not in FREE_TO_CHANGE and value != getattr(settings, field)
     ]
     if differing:
         raise UserError(
