@@ -168,8 +168,9 @@ def train(settings: Settings, code_length: int, split: Split, run: RunFolder) ->
                 codes, sample, labels, sample_codes, others,
                 alpha=settings.alpha, beta=settings.beta, gamma=settings.gamma,
             )  # fmt: skip
-            schedule_d.step()
-            schedule_g.step()
+            if not settings.no_discriminator:
+                schedule_d.step()
+                schedule_g.step()
             report.iteration(iteration, codes, sample, means)
             checkpoint.save(iteration)
     return report.finish(codes)

@@ -249,10 +249,11 @@ def test_help_is_grouped_with_defaults_one_line_each(capsys):
 
 
 def test_presets_and_what_wins_over_them():
-    parse = settings_module.parse_settings
-    nus, _ = parse(["--dataset", "nus-wide-tc21"], method_name="main_tomm")
+    parse = settings_module.parse_command
+    nus = parse(["--dataset", "nus-wide-tc21"], method_name="main_tomm").settings
     assert (nus.num_samples, nus.max_iter, nus.topk, nus.method) == (10500, 150, 5000, "main_tomm")
-    cifar, _ = parse(["--dataset", "cifar-10", "--max-iter", "7", "--topk", "100"], method_name="main_mmasia")
+    command = parse(["--dataset", "cifar-10", "--max-iter", "7", "--topk", "100"], method_name="main_mmasia")
+    cifar = command.settings
     assert (cifar.num_samples, cifar.max_iter, cifar.topk) == (5000, 7, 100)
     release = (cifar.batch_size, cifar.lr, cifar.alpha, cifar.beta, cifar.gamma, cifar.max_epoch, cifar.eval_iter)
     assert release == (64, 4e-5, 2, 0.1, 10, 3, 10) and cifar.seed == 999 and cifar.code_length == (12, 24, 32, 48)
@@ -266,3 +267,24 @@ def test_figures_and_tensorboard_on_request(tmp_path, small):
     assert {"gallery-8bits.png", "gallery-12bits.png", "training-8bits.png", "map-by-code-length.png"} <= pictures
     assert {path.name for path in (folder / "tensorboard").iterdir()} == {"8bits", "12bits"}
     assert not (train(tmp_path / "plain") / "figures").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="mallopt is glibc's")
+def test_freed_memory_is_kept_for_the_next_step():
+    script = """
+import resource, sys, torch
+from utils.devices import keep_freed_memory
+if sys.argv[1] == "keep":
+    assert keep_freed_memory()
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.zeros(2**24)  # 64 MiB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+faults()
+print(faults())
+"""
+    kept, given_back = (
+        int(subprocess.run([sys.executable, "-c", script, how], cwd=ROOT, capture_output=True, check=True).stdout)
+        for how in ("keep", "default")
+    )
+    assert kept < 100 and given_back > 10 * (kept + 1), (kept, given_back)

@@ -1,0 +1,193 @@
+"""The ablation switches: each changes what it names, and nothing is changed when none is given."""
+
+import json
+
+import pytest
+import torch
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+import main_mmasia
+import main_tomm
+import run
+from modules import CycleNet, cycle_loss, cycle_loss_parts
+from modules.gcn import GraphHash
+from modules.gcn.layers import normalise_adjacency
+from modules.losses import code_loss
+from tests.small_networks import shrink
+from tests.test_discrete import naive_soft_similarity, random_labels
+from utils import discrete
+from utils.devices import Precision
+from utils.discrete import discrete_step, soft_similarity, update_codes
+
+TINY = ["--dataset", "digits", "--image-size", "16", "--num-samples", "60", "--max-iter", "2", "--max-epoch", "2"]
+TINY += ["--batch-size", "24", "--augment", "crop", "--code-length", "8", "--save-iter", "0"]
+WEIGHTS = {"alpha": 2.0, "beta": 0.1, "gamma": 10.0}
+
+
+def codes_of_a_batch():
+    generator = torch.Generator().manual_seed(0)
+    latent, image, label, image_rec, label_rec = torch.rand(5, 6, 4, generator=generator, dtype=torch.float64) * 2 - 1
+    similarity = torch.block_diag(torch.ones(2, 2), torch.ones(4, 4)).double()
+    return [latent, image, label, image_rec, label_rec, image.sign(), similarity]
+
+
+def test_normalised_adjacency_is_the_definition():
+    similarity = torch.tensor([[1.0, 1, 0, 0], [1, 1, 1, 0], [0, 1, 1, 0], [0, 0, 0, 0]])
+    degree = similarity.sum(dim=1)
+    expected = torch.zeros(4, 4)
+    for i in range(3):
+        for j in range(3):
+            expected[i, j] = similarity[i, j] / (degree[i] * degree[j]).sqrt()
+    torch.testing.assert_close(normalise_adjacency(similarity), expected)
+
+
+def test_the_latent_graph_takes_its_switches():
+    torch.manual_seed(0)
+    plain = GraphHash(5, 7, 4).eval()
+    x, similarity = torch.randn(6, 5), codes_of_a_batch()[-1].float()
+    code, features = plain(x, similarity)
+    tanh = GraphHash(5, 7, 4, latent="tanh").eval()
+    tanh.load_state_dict(plain.state_dict())
+    torch.testing.assert_close(tanh(x, similarity)[0], torch.tanh(torch.logit(code)))
+    normalised = GraphHash(5, 7, 4, adjacency="normalised").eval()
+    normalised.load_state_dict(plain.state_dict())
+    torch.testing.assert_close(normalised(x, similarity)[1], plain(x, normalise_adjacency(similarity))[1])
+    assert not torch.allclose(normalised(x, similarity)[1], features)
+
+
+def test_the_cycle_network_passes_its_switches_on():
+    network = CycleNet(4, image_dim=6, label_dim=5, latent_dim=7, hidden_dim=3, latent="tanh", adjacency="normalised")
+    assert network.gcn.activation is torch.tanh and network.gcn.normalised
+    network = CycleNet(4, image_dim=6, label_dim=5, latent_dim=7, hidden_dim=3)
+    assert network.gcn.activation is torch.sigmoid and not network.gcn.normalised
+
+
+def test_signed_similarity_is_the_target_of_the_three_code_terms():
+    batch = codes_of_a_batch()
+    plain, signed = cycle_loss_parts(*batch, 10.0), cycle_loss_parts(*batch, 10.0, signed=True)
+    latent, image, label, *_, b, similarity = batch
+    for name, code in (("image", image), ("label", label), ("latent", latent)):
+        assert signed[name] == code_loss(code, b, 2 * similarity - 1, 10.0) != plain[name]
+    assert signed["image_rec"] == plain["image_rec"]
+    assert torch.stack(list(plain.values())).sum() == cycle_loss(*batch, 10.0)
+
+
+def test_detached_targets_keep_their_value_and_lose_their_gradient():
+    batch = codes_of_a_batch()
+    image = batch[1].requires_grad_()
+    detached = cycle_loss_parts(*batch, 10.0, detach_targets=True)
+    assert detached["image_rec"] == cycle_loss_parts(*batch, 10.0)["image_rec"]
+    assert not detached["image_rec"].requires_grad and detached["image"].requires_grad
+    cycle_loss_parts(*batch, 10.0)["image_rec"].backward()
+    assert image.grad.abs().sum() > 0
+
+
+def test_without_cycle_terms_three_are_left():
+    parts = cycle_loss_parts(*codes_of_a_batch(), 10.0, cycle_terms=False)
+    assert list(parts) == ["image", "label", "latent"]
+
+
+@pytest.mark.parametrize("block", [1, 100, 2**22])
+def test_the_discrete_step_in_blocks_is_update_codes(monkeypatch, block):
+    monkeypatch.setattr(discrete, "BLOCK_PAIRS", block)
+    labels = random_labels(90, 5, seed=1)
+    generator = torch.Generator().manual_seed(3)
+    sample = torch.randperm(90, generator=generator)[:40].sort().values
+    sample_codes = torch.rand(3, 40, 12, generator=generator, dtype=torch.float64) * 2 - 1
+    codes = torch.randint(-1, 2, (90, 12), generator=generator).double()
+    expected = codes.clone()
+    similarity = soft_similarity(labels[sample], labels, sample)
+    expected[sample] = update_codes(codes[sample], *sample_codes, similarity, **WEIGHTS)
+    discrete_step(codes, sample, labels, sample_codes, **WEIGHTS)
+    assert torch.equal(codes, expected)
+
+
+def test_the_update_of_all_rows_is_the_full_database_update(monkeypatch):
+    monkeypatch.setattr(discrete, "BLOCK_PAIRS", 300)
+    labels = random_labels(70, 5, seed=1)
+    generator = torch.Generator().manual_seed(3)
+    sample = torch.randperm(70, generator=generator)[:30].sort().values
+    sample_codes = torch.rand(3, 30, 6, generator=generator, dtype=torch.float64) * 2 - 1
+    others = torch.rand(3, 70, 6, generator=generator, dtype=torch.float64) * 2 - 1
+    codes = torch.randint(-1, 2, (70, 6), generator=generator).double()
+
+    similarity = naive_soft_similarity(labels[sample], labels, torch.arange(70))  # [n, n_database]
+    of_rows = others.clone()
+    of_rows[:, sample] = sample_codes
+    u = sample_codes[0]
+    query = (6 * similarity).T @ u + 10 * of_rows[0]
+    expected = codes.clone()
+    for k in range(6):
+        rest = [j for j in range(6) if j != k]
+        pull = expected[:, rest] @ u[:, rest].T @ u[:, k]
+        expected[:, k] = torch.sign(query[:, k] - pull + 2 * of_rows[1, :, k] + 0.1 * of_rows[2, :, k])
+    discrete_step(codes, sample, labels, sample_codes, others, **WEIGHTS)
+    assert torch.equal(codes, expected)
+
+
+def test_bfloat16_computes_coarsely_and_answers_in_float32():
+    network = torch.nn.Linear(64, 8)
+    inputs = torch.randn(5, 64)
+    exact = network(inputs)
+    assert torch.equal(Precision("float32", torch.device("cpu"))(network, inputs), exact)
+    pair = torch.nn.Module()
+    pair.forward = lambda x: (network(x), x)
+    coarse, same = Precision("bfloat16", torch.device("cpu"))(pair, inputs)
+    assert coarse.dtype == torch.float32 and torch.equal(same, inputs)
+    assert not torch.equal(coarse, exact) and torch.equal(coarse, coarse.bfloat16().float())
+    torch.testing.assert_close(coarse, exact, rtol=0.05, atol=0.05)
+
+
+def outcome(monkeypatch, tmp_path, capsys, *flags):
+    """The loss lines of a tiny run and what each optimiser step left of the discriminator's state."""
+    for main in (main_mmasia, main_tomm):
+        built = shrink(monkeypatch, main, dropout=0.5)
+    steps = []
+    hook = register_optimizer_step_post_hook(
+        lambda optimizer, *_: steps.append(len(optimizer.param_groups[0]["params"]))
+    )
+    logs = tmp_path / "-".join(("logs", *flags)).replace("/", "")
+    try:
+        assert run.main([*TINY, *flags, "--logs", str(logs)]) == 0, capsys.readouterr().err
+    finally:
+        hook.remove()
+    (folder,) = logs.iterdir()
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    (codes,) = folder.glob("*-database_code.t")
+    return [line["loss"] for line in lines], torch.load(codes, weights_only=True), steps, built
+
+
+@pytest.mark.parametrize("method", ["main_mmasia", "main_tomm"])
+def test_every_switch_changes_the_run_and_none_is_the_default(method, monkeypatch, tmp_path, capsys):
+    def losses(*flags):
+        return outcome(monkeypatch, tmp_path, capsys, "--method", method, *flags)
+
+    released, codes, steps, _ = losses()
+    defaults = ["--latent", "sigmoid", "--similarity", "binary", "--adjacency", "raw", "--precision", "float32"]
+    assert losses(*defaults)[0] == released
+    for flags in (
+        ["--latent", "tanh"],
+        ["--similarity", "signed"],
+        ["--adjacency", "normalised"],
+        ["--detach-targets"],
+        ["--precision", "bfloat16"],
+    ):
+        assert losses(*flags)[0] != released, flags
+    without, _, _, _ = losses("--no-cycle-terms")
+    assert "image_rec" not in without[0] and "image_rec" in released[0]
+    all_rows = losses("--update-all-rows")
+    assert (codes == 0).all(dim=1).any() and not (all_rows[1] == 0).any()
+    assert all_rows[0][0] == released[0] and all_rows[0][1] != released[1]  # B differs from the second iteration on
+    if method == "main_tomm":
+        fresh, _, _, _ = losses("--fresh-batches")
+        assert fresh[0] != released[0]
+        plain, _, fewer, _ = losses("--no-discriminator")
+        assert "generator" not in plain[0] and "generator" in released[0]
+        assert len(steps) == 3 * len(fewer) and set(fewer) == {max(steps)}
+
+
+@pytest.mark.parametrize("flag", ["--fresh-batches", "--no-discriminator"])
+def test_an_ablation_of_the_other_variant_is_refused(flag, tmp_path, capsys):
+    assert run.main([*TINY, flag, "--method", "main_mmasia", "--logs", str(tmp_path / "logs")]) == 2
+    assert f"{flag}: main_mmasia has nothing of the kind" in capsys.readouterr().err
+    assert not (tmp_path / "logs").exists()

@@ -1,0 +1,78 @@
+"""Other image networks than AlexNet."""
+
+import pytest
+import torch
+from torchvision.models import get_model, get_model_weights
+
+import main_mmasia
+import run
+from modules import CycleNet, image_network
+from tests.small_networks import constructors
+from utils.errors import UserError
+
+WIDTHS = {"alexnet": 4096, "resnet18": 512, "resnet50": 2048, "vit_b_16": 768}
+LAST = {"resnet18": "fc", "resnet50": "fc", "vit_b_16": "heads"}
+
+
+@pytest.mark.parametrize("backbone", WIDTHS)
+def test_each_backbone_gives_features_and_codes(backbone):
+    with torch.device("meta"):
+        network = image_network(backbone, 12, weights=None, image_size=64)
+        features, code = network.eval()(torch.empty(2, 3, 64, 64))
+    assert features.shape == (2, WIDTHS[backbone]) and code.shape == (2, 12)
+    assert network.feature_dim == WIDTHS[backbone]
+
+
+@pytest.mark.parametrize("backbone", ["resnet18", "vit_b_16"])
+def test_features_are_what_torchvision_gives_its_last_layer(backbone, tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    options = {"image_size": 32} if backbone == "vit_b_16" else {}
+    reference = get_model(backbone, weights=None, **options).eval()
+    torch.save(reference.state_dict(), tmp_path / "weights.pt")
+    network = image_network(backbone, 8, weights=tmp_path / "weights.pt", image_size=32).eval()
+    setattr(reference, LAST[backbone], torch.nn.Identity())
+    images = torch.randn(2, 3, 32, 32)
+    features, code = network(images)
+    torch.testing.assert_close(features, reference(images))
+    torch.testing.assert_close(code, torch.tanh(network.hash_layer[0](features)))
+
+    torch.save(network.state_dict(), tmp_path / "model_image.pt")
+    again = image_network(backbone, 8, weights=tmp_path / "model_image.pt", image_size=32)
+    assert all(torch.equal(one, other) for one, other in zip(network.parameters(), again.parameters(), strict=True))
+    with pytest.raises(UserError, match="same code length"):
+        image_network(backbone, 9, weights=tmp_path / "model_image.pt", image_size=32)
+
+    # "imagenet" goes through torchvision's weights API.
+    state = torch.load(tmp_path / "weights.pt", weights_only=True)
+    monkeypatch.setattr(type(get_model_weights(backbone)["IMAGENET1K_V1"]), "get_state_dict", lambda self, **_: state)
+    assert torch.equal(image_network(backbone, 8, image_size=32)(images)[0], network.train()(images)[0])
+
+
+def test_weights_of_another_backbone_are_refused(tmp_path):
+    torch.save(get_model("resnet18", weights=None).state_dict(), tmp_path / "weights.pt")
+    with pytest.raises(UserError, match=r"state dict of torchvision's resnet50"):
+        image_network("resnet50", 8, weights=tmp_path / "weights.pt")
+
+
+def test_unknown_backbones_and_image_sizes_are_refused(tmp_path, capsys):
+    with pytest.raises(UserError, match="--backbone vgg: must be one of alexnet, resnet18, resnet50, vit_b_16"):
+        image_network("vgg", 8)
+    with pytest.raises(UserError, match="--image-size 100: vit_b_16 needs a multiple of 16"):
+        image_network("vit_b_16", 8, weights=None, image_size=100)
+    assert run.main(["--backbone", "resnet19", "--logs", str(tmp_path)]) == 2
+    assert "did you mean resnet18" in capsys.readouterr().err
+
+
+def test_the_width_of_the_features_reaches_the_cycle_network(monkeypatch, tmp_path):
+    built = []
+
+    def cycle_net(*arguments, image_dim, **options):
+        built.append(CycleNet(*arguments, image_dim=image_dim, label_dim=16, latent_dim=20, hidden_dim=14, **options))
+        return built[-1]
+
+    monkeypatch.setattr(main_mmasia, "CycleNet", cycle_net)
+    monkeypatch.setattr(main_mmasia, "MLP", constructors()["MLP"])
+    flags = ["--dataset", "digits", "--backbone", "resnet18", "--image-size", "32", "--num-samples", "10"]
+    flags += ["--max-iter", "1", "--code-length", "8", "--save-iter", "0", "--num-query", "30", "--batch-size", "300"]
+    assert run.main([*flags, "--method", "main_mmasia", "--logs", str(tmp_path)]) == 0
+    assert built[0].self_attention_lat.vdim == 512
