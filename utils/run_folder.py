@@ -70,22 +70,21 @@ class RunFolder:
         settings: the run's settings.
         command: the command line, for config.json.
         device: what trains.
-        resume: the folder of an earlier run to go on with; None makes a new one.
+        path: the folder to make, or of an earlier run to go on with; None: a new one below `settings.logs`, named by
+            method, dataset and time.
 
     Raises:
-        UserError: `resume` holds a damaged results.json.
+        UserError: `path` holds a damaged results.json.
     """
 
-    def __init__(
-        self, settings: Settings, command: list[str], device: torch.device, resume: Path | None = None
-    ) -> None:
+    def __init__(self, settings: Settings, command: list[str], device: torch.device, path: Path | None = None) -> None:
         self.settings = settings
         self.command = command
         self.device = device
         self.stop = StopRequest()
         self.started = datetime.datetime.now().astimezone()
         name = f"{settings.method}-{settings.dataset}-{self.started:%Y%m%d-%H%M%S}"
-        self.path = resume or _free_name(Path(settings.logs), name)
+        self.path = path or _free_name(Path(settings.logs), name)
         self.results: list[dict[str, Any]] = []
         if (self.path / "results.json").exists():
             self.results = read_json(self.path / "results.json", list)

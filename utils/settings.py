@@ -23,6 +23,8 @@ from .errors import UserError
 from .json_files import read_json
 
 METHODS = ("main_mmasia", "main_tomm")
+BOTH = "both"  # what --method takes beside them: a sweep over both
+OWN_IMAGES = ("folder", "lists")  # the datasets whose images are whatever lies below --root
 
 
 def count(text: str) -> int:
@@ -72,10 +74,26 @@ def weight(text: str) -> float:
 
 def counts(text: str) -> tuple[int, ...]:
     """Whole numbers above 0, comma-separated, none twice."""
-    values = tuple(count(part.strip()) for part in text.split(","))
+    return _numbers(count, text)
+
+
+def seed_numbers(text: str) -> tuple[int, ...]:
+    """Seeds, comma-separated, none twice."""
+    return _numbers(seed_number, text)
+
+
+def _numbers(parse: Callable[[str], int], text: str) -> tuple[int, ...]:
+    values = tuple(parse(part.strip()) for part in text.split(","))
     if len(set(values)) != len(values):
         raise ValueError("names a number twice")
     return values
+
+
+def folder_name(text: str) -> str:
+    """The name of a folder, not a path to it."""
+    if not text or text in (".", "..") or "/" in text or "\\" in text:
+        raise ValueError("is not the plain name of a folder")
+    return text
 
 
 def share(text: str) -> float:
@@ -115,7 +133,7 @@ def option(
 class Settings:
     """Every option of a run. `Settings.for_dataset` fills in a dataset's preset."""
 
-    method: str = option("main_mmasia", name, "the variant to train", "What to run", METHODS)
+    method: str = option("main_mmasia", name, "the variant to train; both: a sweep", "What to run", (*METHODS, BOTH))
     dataset: str = option("digits", name, "image collection; see docs/datasets.md", "What to run")
     root: str = option("dataset", name, "folder that holds the image collections", "What to run")
     code_length: tuple[int, ...] = option(
@@ -196,6 +214,59 @@ class Settings:
             key: list(value) if isinstance(value, tuple) else value for key, value in dataclasses.asdict(self).items()
         }
 
+    def as_flags(self) -> list[str]:
+        """The flags that give these settings: what tells a run from another, and what differs from the preset."""
+        preset = Settings.for_dataset(self.dataset)
+        flags: list[str] = []
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if value == getattr(preset, field.name) and field.name not in IDENTITY:
+                continue
+            flag = "--" + field.name.replace("_", "-")
+            if field.metadata["parse"] is None:
+                flags.append(flag)
+            else:
+                text = _shown(value)
+                flags += [f"{flag}={text}"] if text.startswith("-") else [flag, text]
+        return flags
+
+
+IDENTITY = ("method", "dataset", "code_length", "seed")  # what tells the cells of a sweep from each other
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The cells of a sweep: every method with every seed and every code length.
+
+    Args:
+        methods: of `METHODS`.
+        seeds: one or more.
+        name: the sweep's folder below --logs; None: one made of the settings.
+        dry_run: only list the cells.
+    """
+
+    methods: tuple[str, ...]
+    seeds: tuple[int, ...]
+    name: str | None
+    dry_run: bool
+
+
+@dataclass(frozen=True)
+class Command:
+    """What a command line asks for.
+
+    Args:
+        settings: of the run; of a sweep what its cells share, with the method and the seed of the first.
+        folder: of a run: the one to go on with (--resume) or to make or go on with (--cell); None: a new one.
+        cell: the run is a cell of a sweep.
+        grid: of a sweep; None: one run.
+    """
+
+    settings: Settings
+    folder: Path | None = None
+    cell: bool = False
+    grid: Grid | None = None
+
 
 # What differs from the defaults above, which are the release's for CIFAR-10 (docs/datasets.md has the table).
 PRESETS: dict[str, dict[str, Any]] = {
@@ -270,6 +341,18 @@ def parser(**defaults: Any) -> argparse.ArgumentParser:
         metavar="DIR",
         help="go on with the run in this folder, under its own settings",
     )
+    sweeps = result.add_argument_group("Sweeps (docs/runs.md): --seeds, --sweep or --method both runs a grid of cells")
+    for flag, parse, metavar, text in (
+        ("--seeds", seed_numbers, "S,S,…", "seeds; every one runs with every method and every code length"),
+        ("--sweep", folder_name, "NAME", "the sweep's folder below --logs [made of the dataset and the settings]"),
+        ("--cell", name, "DIR", "the run's folder, made or gone on with; a sweep starts its cells so"),
+    ):
+        sweeps.add_argument(
+            flag, type=_argument_type(parse, None), default=argparse.SUPPRESS, metavar=metavar, help=text
+        )
+    sweeps.add_argument(
+        "--dry-run", action="store_true", default=argparse.SUPPRESS, help="list a sweep's cells and their state only"
+    )
     return result
 
 
@@ -292,29 +375,47 @@ def _argument_type(parse: Callable[[str], Any], choices: Sequence[str] | None) -
     return convert
 
 
-def parse_settings(arguments: Sequence[str], *, method_name: str) -> tuple[Settings, Path | None]:
-    """Settings from the command line, or from the run that `--resume` names.
+def parse_command(arguments: Sequence[str], *, method_name: str) -> Command:
+    """What the command line asks for: a new run, one to go on with (`--resume`, `--cell`), or a sweep.
 
     Args:
         arguments: the command line without the program's name.
         method_name: default of `--method`, as edited at the top of run.py.
 
-    Returns:
-        The settings, and the folder of the run to go on with (None: a new run).
-
     Raises:
-        UserError: an unknown flag, an ill-typed value, or a flag that would make a resumed run another run.
+        UserError: an unknown flag, an ill-typed value, flags that contradict each other, or a flag that would make a
+            resumed run another run.
     """
     given = vars(parser(method=method_name).parse_args(arguments))
-    resume = given.pop("resume", None)
+    resume, cell, dry_run = given.pop("resume", None), given.pop("cell", None), given.pop("dry_run", False)
+    seeds, sweep = given.pop("seeds", None), given.pop("sweep", None)
+    is_sweep = seeds is not None or sweep is not None or given.get("method") == BOTH
+    for flag, folder in (("--resume", resume), ("--cell", cell)):
+        if folder is not None and (is_sweep or dry_run or None not in (resume, cell)):
+            raise UserError(
+                f"{flag} {folder}: this is one run; leave --seeds, --sweep, --method both, --dry-run and any other "
+                "folder out. A sweep goes on when its own command is given again."
+            )
+    if dry_run and not is_sweep:
+        raise UserError("--dry-run lists the cells of a sweep; add --seeds, --sweep or --method both.")
+    if seeds is not None and "seed" in given:
+        raise UserError("--seed and --seeds: give one of the two.")
     if resume is not None:
-        return resumed_settings(Path(resume), given), Path(resume)
+        return Command(resumed_settings(Path(resume), given), Path(resume))
+    if cell is not None and (Path(cell) / "config.json").exists():
+        return Command(resumed_settings(Path(cell), given), Path(cell), cell=True)
     if method_name not in METHODS:
         raise UserError(f"method_name in run.py is '{method_name}'; it must be one of {', '.join(METHODS)}.")
     given.setdefault("method", method_name)
-    settings = Settings.for_dataset(given.pop("dataset", Settings.dataset), **given)
-    require_fitting(settings)
-    return settings, None
+    methods = METHODS if given["method"] == BOTH else (given["method"],)
+    settings = Settings.for_dataset(
+        given.pop("dataset", Settings.dataset), **given | {"method": methods[0]} | ({"seed": seeds[0]} if seeds else {})
+    )
+    for method in methods:
+        require_fitting(dataclasses.replace(settings, method=method))
+    if is_sweep:
+        return Command(settings, grid=Grid(methods, seeds or (settings.seed,), sweep, dry_run))
+    return Command(settings, None if cell is None else Path(cell), cell=cell is not None)
 
 
 def require_fitting(settings: Settings) -> None:
@@ -342,6 +443,17 @@ def resumed_settings(folder: Path, given: dict[str, Any]) -> Settings:
             "leave them out, or start a new run."
         )
     return dataclasses.replace(settings, **{field: given[field] for field in FREE_TO_CHANGE if field in given})
+
+
+def differing_settings(settings: dict[str, Any]) -> dict[str, Any]:
+    """Those of a run's settings that make its figures others than the preset's, besides what `IDENTITY` names.
+
+    Args:
+        settings: as `Settings.as_json` gives them and config.json keeps them.
+    """
+    preset = Settings.for_dataset(settings["dataset"]).as_json()
+    ignored = {*IDENTITY, *FREE_TO_CHANGE} - ({"root"} if settings["dataset"] in OWN_IMAGES else set())
+    return {field: value for field, value in settings.items() if field not in ignored and value != preset.get(field)}
 
 
 def _shown(value: Any) -> str:
