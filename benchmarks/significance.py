@@ -1,0 +1,56 @@
+"""Paired differences between two variants over the seeds that both have run (docs/tables.md)."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from scipy import stats
+
+EXACT_UP_TO = 50  # differences; above, scipy's normal approximation is good and the exact law slow
+
+
+@dataclass(frozen=True)
+class Paired:
+    """What the differences b − a of n pairs show; texts are ready to print, and say why where there is no figure."""
+
+    n: int
+    difference: str
+    t_test: str
+    wilcoxon: str
+    least: str
+
+
+def paired(first: Sequence[float], second: Sequence[float]) -> Paired:
+    """The mean of second − first, its standard deviation, and two two-sided p values.
+
+    Both tests are scipy's (`ttest_rel`; `wilcoxon`, exact for up to 50 pairs, differences of 0 left out). Differences
+    are taken to 6 decimals, as the tables keep them, so that equal figures are equal whatever rounding they went
+    through.
+
+    Args:
+        first, second: figures of the same pairs in the same order, n each.
+    """
+    differences = [round(b - a, 6) for a, b in zip(first, second, strict=True)]
+    n = len(differences)
+    if n == 0:
+        return Paired(0, "", "no shared seed", "no shared seed", "")
+    mean = f"{statistics.fmean(differences):+.4f}".replace("-", "−")
+    if n < 2:
+        return Paired(n, mean, "n too small", "n too small", "")
+    mean += f" ± {statistics.stdev(differences):.4f}"
+    if not any(differences):
+        return Paired(n, mean, "all differences are 0", "all differences are 0", "")
+    constant = len(set(differences)) == 1  # no deviation to hold the mean against
+    t_test = "all differences are equal" if constant else _p(stats.ttest_rel(second, first).pvalue)
+    nonzero = [difference for difference in differences if difference]
+    exact = len(nonzero) <= EXACT_UP_TO
+    wilcoxon = _p(stats.wilcoxon(nonzero, method="exact" if exact else "approx").pvalue)
+    if len(nonzero) < n:
+        wilcoxon += f" ({n - len(nonzero)} differences of 0 left out)"
+    return Paired(n, mean, t_test, wilcoxon, _p(2.0 ** (1 - len(nonzero))))
+
+
+def _p(value: float) -> str:
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
