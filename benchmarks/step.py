@@ -73,8 +73,8 @@ def numbers(method: str, image_size: int) -> dict[str, float]:
     """Operations and bytes of one step, counted on networks without memory.
 
     Returns:
-        parameters; operations: of matrix products and convolutions, forward and backward, a multiply-add as two (torch's
-        counter over the plain step); parameter_bytes: float32 weights read in both passes, gradients written, Adam's
+        parameters; operations: of matrix products and convolutions, forward and backward, a multiply-add as two
+        (torch's counter over the plain step); parameter_bytes: float32 weights read in both passes, gradients written, Adam's
         reading of gradient, weight and two moments and its writing of the latter three, 40 bytes a parameter, and as
         much again of model_cycle's in TOMM, whose second pass also reads the other weights once; activation_bytes: each
         layer's output written and read, and the same of its gradient.
@@ -281,8 +281,9 @@ def main(arguments: list[str]) -> int:
     here = None if given.numbers else rates(device)
     if here is not None:
         print(
-            f"{device_name(device)}, torch {torch.__version__}: {here['float32'] / 1e9:.0f} / {here['bfloat16'] / 1e9:.0f} "
-            f"thousand million operations/s (float32 / bfloat16 product), {here['bytes'] / 1e9:.0f} GB/s (copy)"
+            f"{device_name(device)}, torch {torch.__version__}: {here['float32'] / 1e9:.0f} / "
+            f"{here['bfloat16'] / 1e9:.0f} thousand million operations/s (float32 / bfloat16 product), "
+            f"{here['bytes'] / 1e9:.0f} GB/s (copy)"
         )
     for method in given.method or MAINS:
         for image_size in given.image_size or (64, 224):

@@ -191,9 +191,9 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_what_was_saved(tmp_pat
     parts = main_mmasia.cycle_loss_parts
     calls = []
 
-    def break_down(*arguments):
+    def break_down(*arguments, **options):
         calls.append(0)
-        losses = parts(*arguments)
+        losses = parts(*arguments, **options)
         # Two iterations of one pass of 3 batches are fine; the third iteration breaks.
         return losses if len(calls) <= 6 else {name: value * float("nan") for name, value in losses.items()}
 
@@ -280,11 +280,11 @@ def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     torch.zeros(2**24)  # 64 MiB
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-faults()
-print(faults())
+# At first an aligned block rarely fits exactly where the last one was; after some rounds the heap has room enough.
+print(sum([faults() for _ in range(60)][-20:]))
 """
     kept, given_back = (
         int(subprocess.run([sys.executable, "-c", script, how], cwd=ROOT, capture_output=True, check=True).stdout)
         for how in ("keep", "default")
     )
-    assert kept < 100 and given_back > 10 * (kept + 1), (kept, given_back)
+    assert given_back >= 20 * 2**26 // 2**16 and kept < given_back / 4, (kept, given_back)  # pages of 4 to 64 KiB
