@@ -74,10 +74,10 @@ def numbers(method: str, image_size: int) -> dict[str, float]:
 
     Returns:
         parameters; operations: of matrix products and convolutions, forward and backward, a multiply-add as two
-        (torch's counter over the plain step); parameter_bytes: float32 weights read in both passes, gradients written, Adam's
-        reading of gradient, weight and two moments and its writing of the latter three, 40 bytes a parameter, and as
-        much again of model_cycle's in TOMM, whose second pass also reads the other weights once; activation_bytes: each
-        layer's output written and read, and the same of its gradient.
+        (torch's counter over the plain step); parameter_bytes: float32 weights read in both passes, gradients written,
+        Adam's reading of gradient, weight and two moments and its writing of the latter three, 40 bytes a parameter,
+        and as much again of model_cycle's in TOMM, whose second pass also reads the other weights once;
+        activation_bytes: each layer's output written and read, and the same of its gradient.
     """
     with torch.device("meta"):
         built = networks(method)
