@@ -22,6 +22,7 @@ from modules import (
     generator_loss,
     image_network,
 )
+from utils import distributed
 from utils.checkpoint import Checkpoint
 from utils.devices import Precision
 from utils.discrete import discrete_step, draw_sample, label_similarity
@@ -56,6 +57,7 @@ def train(settings: Settings, code_length: int, split: Split, run: RunFolder) ->
         adjacency=settings.adjacency,
     ).to(device)
     discriminator = ReconstructionDiscriminator(code_length).to(device)
+    distributed.seed_dropout(settings.seed)
 
     # ---- Optimisers ----
     adam = partial(torch.optim.Adam, lr=settings.lr, weight_decay=settings.weight_decay, fused=True)
@@ -100,11 +102,10 @@ def train(settings: Settings, code_length: int, split: Split, run: RunFolder) ->
     with Progress(settings, code_length, done) as progress:
         for iteration in range(done, settings.max_iter):
             sample = draw_sample(len(database), settings.num_samples, settings.seed, iteration)  # Ω, ascending
-            # The last U_image, U_label and U_latent of every drawn row.
-            sample_codes = torch.zeros(3, settings.num_samples, code_length, device=device)
-
             # ---- Passes over the sample: the networks learn, B is fixed ----
             for epoch in range(settings.max_epoch):
+                # U_image, U_label and U_latent of every drawn row: each pass fills them all anew.
+                sample_codes = torch.zeros(3, settings.num_samples, code_length, device=device)
                 batches = train_batches(
                     database,
                     sample,
@@ -115,6 +116,7 @@ def train(settings: Settings, code_length: int, split: Split, run: RunFolder) ->
                     device=device,
                     num_workers=settings.num_workers,
                     channels_last=True,
+                    share=distributed.share(),
                 )
                 for images, targets, rows in batches:  # [N, 3, S, S], [N, C], [N]
                     similarity = label_similarity(targets)  # [N, N]
@@ -163,6 +165,7 @@ def train(settings: Settings, code_length: int, split: Split, run: RunFolder) ->
                 means = progress.end_pass(iteration, epoch)
 
             # ---- Discrete step: B learns, the networks are fixed ----
+            distributed.sum_over_processes(sample_codes)
             others = network_codes(model_image, model_label, database, run) if settings.update_all_rows else None
             discrete_step(
                 codes, sample, labels, sample_codes, others,

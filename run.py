@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import main_mmasia
 import main_tomm
+from utils import distributed
 from utils.devices import keep_freed_memory
 from utils.errors import UserError
 from utils.interrupt import Interrupted
@@ -29,6 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         command = parse_command(sys.argv[1:] if arguments is None else arguments, method_name=method_name)
         if command.grid is not None:
+            if distributed.launched_size() > 1:
+                raise UserError("A sweep starts its own processes, one a cell: start it with python, not torchrun.")
             return run_sweep(command.settings, command.grid)
         with failure_noted(command.folder if command.cell else None):
             return train(command)
@@ -42,22 +45,24 @@ def train(command: Command) -> int:
     settings, device, split = preflight(command.settings)
     log.info("%s on %s: %d queries, %d database images, %d classes", settings.method, settings.dataset,
              len(split.query), len(split.database), split.num_classes)  # fmt: skip
-    run = RunFolder(settings, command_line(), device, command.folder)
-    try:
-        with run.stop:
-            for code_length in settings.code_length:
-                if not run.is_finished(code_length):
-                    TRAIN[settings.method](settings, code_length, split, run)
-    except Interrupted as stopped:
-        if not command.cell:  # the sweep says how to go on
-            print(f"Stopped by {stopped}. Go on with: python run.py --resume {run.path}", file=sys.stderr)
-        return stopped.status
-    if settings.figures:
-        from utils.figures import run_figures  # matplotlib is slow to import: only where it is wanted
+    with distributed.process_group(device):
+        run = RunFolder(settings, command_line(), device, command.folder)
+        try:
+            with run.stop:
+                for code_length in settings.code_length:
+                    if not run.is_finished(code_length):
+                        TRAIN[settings.method](settings, code_length, split, run)
+        except Interrupted as stopped:
+            if run.writes and not command.cell:  # the sweep says how to go on
+                print(f"Stopped by {stopped}. Go on with: python run.py --resume {run.path}", file=sys.stderr)
+            return stopped.status
+    if run.writes:
+        if settings.figures:
+            from utils.figures import run_figures  # matplotlib is slow to import: only where it is wanted
 
-        run_figures(run.path, split=split)
-    print(result_table(run.results))
-    print(f"Written to {run.path}/")
+            run_figures(run.path, split=split)
+        print(result_table(run.results))
+        print(f"Written to {run.path}/")
     return 0
 
 

@@ -60,8 +60,12 @@ class BatchLoader:
         device: torch.device | str,
         num_workers: int = 0,
         channels_last: bool = False,
+        num_batches: int | None = None,
     ) -> None:
-        """`index` is int64 [n] in the order of the batches, `table` the n windows (transform.py)."""
+        """`index` is int64 [n] in the order of the batches, `table` the n windows (transform.py).
+
+        `num_batches` cuts it into so many batches of sizes as even as can be, in place of full ones and a remainder.
+        """
         if batch_size < 1:
             raise UserError(f"--batch-size must be 1 or more, not {batch_size}.")
         self.dataset = dataset
@@ -71,14 +75,17 @@ class BatchLoader:
         self.channels_last = channels_last
         self._index = index
         self._table = table
+        self._cuts = [*range(0, len(index), batch_size), len(index)] if len(index) else [0]
+        if num_batches is not None:
+            self._cuts = np.linspace(0, len(index), num_batches + 1).astype(int).tolist()
 
     def __len__(self) -> int:
-        return -(-len(self._index) // self.batch_size)
+        return len(self._cuts) - 1
 
     def __iter__(self) -> Iterator[Batch]:
         if self.device.type != "cpu" and isinstance(self.dataset.source, MemoryPixels):
-            for start in range(0, len(self._index), self.batch_size):
-                index, rows, table = self._part(start)
+            for low, high in itertools.pairwise(self._cuts):
+                index, rows, table = self._part(low, high)
                 images = self.dataset.source.make_on(self.device, rows, table, self.dataset.image_size)
                 yield self._finish(images, index)
             return
@@ -86,13 +93,13 @@ class BatchLoader:
         buffers = _Buffers((min(self.batch_size, len(self._index)), 3, size, size))
         threads = self.num_workers or torch.get_num_threads()
         ahead = _AHEAD if self.num_workers else 0
-        starts = deque(range(0, len(self._index), self.batch_size))
+        starts = deque(itertools.pairwise(self._cuts))
         pending: deque[tuple[torch.Tensor, torch.Tensor, list[Future[None]]]] = deque()
         with ThreadPoolExecutor(threads, thread_name_prefix="batch") as executor:
             try:
                 while starts or pending:
                     while starts and len(pending) <= ahead:
-                        pending.append(self._start(starts.popleft(), buffers, executor, threads))
+                        pending.append(self._start(*starts.popleft(), buffers, executor, threads))
                     images, index, parts = pending.popleft()
                     for part in parts:
                         part.result()
@@ -103,14 +110,14 @@ class BatchLoader:
             finally:
                 executor.shutdown(wait=True, cancel_futures=True)
 
-    def _part(self, start: int) -> tuple[torch.Tensor, np.ndarray, np.ndarray]:
-        index = self._index[start : start + self.batch_size]
-        return index, self.dataset.rows[index.numpy()], self._table[start : start + self.batch_size]
+    def _part(self, low: int, high: int) -> tuple[torch.Tensor, np.ndarray, np.ndarray]:
+        index = self._index[low:high]
+        return index, self.dataset.rows[index.numpy()], self._table[low:high]
 
     def _start(
-        self, start: int, buffers: _Buffers, executor: ThreadPoolExecutor, threads: int
+        self, low: int, high: int, buffers: _Buffers, executor: ThreadPoolExecutor, threads: int
     ) -> tuple[torch.Tensor, torch.Tensor, list[Future[None]]]:
-        index, rows, table = self._part(start)
+        index, rows, table = self._part(low, high)
         if self.device.type == "cuda":  # pragma: no cover - page-locked memory, which torch keeps and reuses by itself
             size = self.dataset.image_size
             images = torch.empty(len(rows), 3, size, size, pin_memory=True)
@@ -152,6 +159,7 @@ def train_batches(
     device: torch.device | str = "cpu",
     num_workers: int = 0,
     channels_last: bool = False,
+    share: tuple[int, int] = (0, 1),
 ) -> BatchLoader:
     """One pass over ``dataset[indices]``, shuffled and augmented; the last, smaller batch is kept.
 
@@ -162,6 +170,7 @@ def train_batches(
             "crop": 60 to 100 % of the area, width / height 9/10 to 10/9, never mirrored; "none": as in evaluation.
         num_workers: threads that make batches ahead; 0: a batch is made when it is asked for, by all torch threads.
         channels_last: images in torch.channels_last memory format.
+        share: (i, n) gives every n-th image from the i-th on, in as many batches as every other share has.
 
     Raises:
         UserError: an augmentation or batch size that there is not.
@@ -177,6 +186,13 @@ def train_batches(
         table = dataset.eval_windows(rows)
     else:
         table = draw_windows(dataset.source.sizes[rows], dataset.image_size, law, random)
+    part, parts = share
+    if parts > 1:
+        num_batches = -(-len(range(0, len(index), parts)) // batch_size)  # of the largest share
+        mine = slice(part, None, parts)
+        return BatchLoader(
+            dataset, index[mine], table[mine], batch_size, device, num_workers, channels_last, num_batches
+        )
     return BatchLoader(dataset, index, table, batch_size, device, num_workers, channels_last)
 
 

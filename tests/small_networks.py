@@ -62,3 +62,19 @@ def state(network):
 
 def changed(before, network):
     return any(not torch.equal(old, new) for old, new in zip(before, network.parameters(), strict=True))
+
+
+def in_float64(monkeypatch):
+    """Make both mains and the encoding compute in float64; the caller sets torch's default dtype back."""
+    import main_mmasia
+    import main_tomm
+    from utils import encode
+
+    def double(batches):
+        return lambda *arguments, **options: (
+            (images.double(), labels.double(), rows) for images, labels, rows in batches(*arguments, **options)
+        )
+
+    for module, name in ((main_mmasia, "train_batches"), (main_tomm, "train_batches"), (encode, "eval_batches")):
+        monkeypatch.setattr(module, name, double(getattr(module, name)))
+    torch.set_default_dtype(torch.float64)

@@ -13,6 +13,7 @@ import main_tomm
 from benchmarks.plain_step import Networks, plain_discrete_step, plain_step
 from data import load_data
 from data.data_loader import train_batches
+from tests import small_networks
 from tests.small_networks import changed, shrink, state
 from utils import report
 from utils.discrete import draw_sample
@@ -36,18 +37,7 @@ def settings_for(method, tmp_path, **given):
 @pytest.fixture
 def in_float64(monkeypatch):
     """Everything in float64, so that the order of sums does not hide a wrong sign."""
-
-    def double(batches):
-        return lambda *arguments, **options: (
-            (images.double(), labels.double(), rows) for images, labels, rows in batches(*arguments, **options)
-        )
-
-    for main in MAINS.values():
-        monkeypatch.setattr(main, "train_batches", double(main.train_batches))
-    from utils import encode
-
-    monkeypatch.setattr(encode, "eval_batches", double(encode.eval_batches))
-    torch.set_default_dtype(torch.float64)
+    small_networks.in_float64(monkeypatch)
     yield
     torch.set_default_dtype(torch.float32)
 

@@ -35,9 +35,9 @@ def outcome(folder):
     return rows, lines, tensors
 
 
-def assert_same(one, other):
+def assert_same(one, other, files=10):
     assert one[:2] == other[:2]
-    assert one[2].keys() == other[2].keys() and len(one[2]) == 10
+    assert one[2].keys() == other[2].keys() and len(one[2]) == files
     for name, value in one[2].items():
         pairs = (
             zip(value.values(), other[2][name].values(), strict=True)

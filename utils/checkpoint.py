@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from . import distributed
 from .errors import UserError
 from .interrupt import Interrupted
 from .run_folder import RunFolder
@@ -51,10 +52,10 @@ class Checkpoint:
             Interrupted: a signal has asked the run to stop; the checkpoint is written all the same.
         """
         done, every = iteration + 1, self.run.settings.save_iter
-        stop = self.run.stop.number
-        if stop is not None or (every > 0 and (done % every == 0 or done == self.run.settings.max_iter)):
+        stop = distributed.largest(self.run.stop.number or 0)  # a signal to one process stops all
+        if stop or (every > 0 and (done % every == 0 or done == self.run.settings.max_iter)):
             self._write(done)
-        if stop is not None:
+        if stop:
             raise Interrupted(stop)
 
     def _write(self, done: int) -> None:
@@ -63,12 +64,12 @@ class Checkpoint:
             "iteration": done,
             "codes": self.codes.to(torch.int8),  # ±1 and 0: exact
             "parts": {name: part.state_dict() for name, part in self.parts.items()},
-            "generator": torch.get_rng_state(),
-            "generators_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            "generator": distributed.of_all(torch.get_rng_state()),
+            "generators_cuda": distributed.of_all(_cuda_generator(self.codes.device)),
         }
         self.run.save(f"checkpoint-{self.code_length}bits-{done:06d}.pt", state)
         by_age = sorted(checkpoints(self.run.path), key=lambda path: path.stat().st_mtime_ns)
-        for path in by_age[:-KEPT]:
+        for path in by_age[:-KEPT] if self.run.writes else []:
             path.unlink()
 
     def restore(self) -> int:
@@ -89,11 +90,22 @@ class Checkpoint:
             self.codes.copy_(state["codes"])
         except (KeyError, RuntimeError, ValueError) as error:
             raise UserError(f"{path}: does not fit this run ({error}); remove it to use an earlier one.") from error
-        torch.set_rng_state(state["generator"])
-        if torch.cuda.is_available() and len(state["generators_cuda"]) == torch.cuda.device_count():
-            torch.cuda.set_rng_state_all(state["generators_cuda"])
+        if len(state["generator"]) != distributed.size():
+            raise UserError(
+                f"{path}: was saved by a job of {len(state['generator'])} processes, this one has "
+                f"{distributed.size()}, which would make it another run; start as many."
+            )
+        torch.set_rng_state(state["generator"][distributed.rank()])
+        cuda = state["generators_cuda"][distributed.rank()]
+        if self.codes.is_cuda and len(cuda):
+            torch.cuda.set_rng_state(cuda, self.codes.device)
         self.run.forget_metrics(self.code_length, state["iteration"])
         return state["iteration"]
+
+
+def _cuda_generator(device: torch.device) -> Tensor:
+    """The state of the GPU's generator; empty on the CPU."""
+    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.empty(0, dtype=torch.uint8)
 
 
 def checkpoints(folder: Path, code_length: int | None = None) -> list[Path]:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from data.data_loader import eval_batches
 
+from . import distributed
 from .run_folder import RunFolder
 
 
@@ -34,10 +35,16 @@ def encode_continuous(
     """U_image of every image of a dataset [n, K], in eval mode, on the device; arguments as for `encode`."""
     was_training = model_image.training
     model_image.eval()
-    batches = eval_batches(dataset, batch_size=batch_size, device=device, num_workers=num_workers)
-    codes = [model_image(images)[1] for images, _, _ in batches]
+    part, parts = distributed.share()
+    own = torch.arange(part, len(dataset), parts)
+    batches = eval_batches(dataset, batch_size=batch_size, device=device, num_workers=num_workers, indices=own)
+    codes = torch.cat([model_image(images)[1] for images, _, _ in batches])
     model_image.train(was_training)
-    return torch.cat(codes)
+    if parts == 1:
+        return codes
+    together = codes.new_zeros(len(dataset), codes.shape[1])
+    together[own.to(device)] = codes
+    return distributed.sum_over_processes(together)
 
 
 def network_codes(model_image: nn.Module, model_label: nn.Module, dataset, run: RunFolder) -> Tensor:
@@ -53,3 +60,9 @@ def network_codes(model_image: nn.Module, model_label: nn.Module, dataset, run: 
             1
         ]  # nothing in it depends on the mode
     return torch.stack((image_code, label_code, torch.zeros_like(image_code)))
+
+
+if __name__ == "__main__":
+    from .encode_command import main
+
+    raise SystemExit(main())

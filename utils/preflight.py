@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 
 import torch
 
 from data import Split
 
+from . import distributed
 from .devices import choose_device
 from .errors import UserError
 from .run_folder import require_writable
@@ -26,6 +28,9 @@ def preflight(settings: Settings) -> tuple[Settings, torch.device, Split]:
         UserError: no such device, a logs folder that cannot be written to, data that are not there or too few.
     """
     device = choose_device(settings.device)
+    if distributed.launched_size() > 1 and device.type == "cuda":  # pragma: no cover - needs several GPUs
+        device = choose_device(f"cuda:{os.environ.get('LOCAL_RANK', '0')}")
+        torch.cuda.set_device(device)
     require_writable(settings.logs)
     if settings.tensorboard:
         require_tensorboard()
@@ -36,5 +41,10 @@ def preflight(settings: Settings) -> tuple[Settings, torch.device, Split]:
         raise UserError(
             f"--num-samples {settings.num_samples}: the database of {settings.dataset} has only "
             f"{len(split.database)} images; give that many or fewer."
+        )
+    if settings.num_samples < distributed.launched_size():
+        raise UserError(
+            f"--num-samples {settings.num_samples}: the job has {distributed.launched_size()} processes, and each "
+            "needs at least one; draw more or start fewer."
         )
     return settings, device, split

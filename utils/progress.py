@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 from tqdm import tqdm
 
+from . import distributed
 from .errors import UserError
 from .settings import Settings
 
@@ -27,7 +28,8 @@ def configure_logging() -> None:
     """INFO lines with the time of day, on stderr, friendly to the bar."""
     handler = _BarHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
-    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    level = logging.WARNING if distributed.launched_rank() else logging.INFO  # one process of a job talks
+    logging.basicConfig(level=level, handlers=[handler], force=True)
 
 
 class Progress:
@@ -45,7 +47,7 @@ class Progress:
             total=settings.max_iter * settings.max_epoch * num_batches,
             desc=f"{code_length} bits",
             unit="batch",
-            disable=None,
+            disable=True if distributed.rank() else None,
             dynamic_ncols=True,
         )
         self.sums: dict[str, Any] = {}
@@ -71,6 +73,7 @@ class Progress:
             UserError: a mean is not finite. Nothing is saved of this iteration; what earlier ones saved stands.
         """
         means = {part: float(value) / self.steps for part, value in self.sums.items()}
+        means = distributed.mean_over_processes(means)
         self.sums, self.steps = {}, 0
         broken = [part for part, value in means.items() if not math.isfinite(value)]
         if broken:

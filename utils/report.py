@@ -68,7 +68,7 @@ class Report:
             line |= self._evaluate(done, query_code, codes)
         line["seconds"] = round(self._lap(), 3)
         self.run.log(line)
-        if self.settings.tensorboard:
+        if self.settings.tensorboard and self.run.writes:
             self._show(line, query_code, codes)
 
     def finish(self, codes: Tensor) -> dict[str, Any]:

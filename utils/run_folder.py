@@ -19,6 +19,7 @@ import torch
 import torchvision
 from torch import Tensor
 
+from . import distributed
 from .errors import UserError
 from .evaluate_command import ROLES
 from .interrupt import StopRequest
@@ -84,7 +85,8 @@ class RunFolder:
         self.stop = StopRequest()
         self.started = datetime.datetime.now().astimezone()
         name = f"{settings.method}-{settings.dataset}-{self.started:%Y%m%d-%H%M%S}"
-        self.path = path or _free_name(Path(settings.logs), name)
+        self.path = distributed.of_first(path or _free_name(Path(settings.logs), name))
+        self.writes = distributed.rank() == 0  # one process of a job writes, all read
         self.results: list[dict[str, Any]] = []
         if (self.path / "results.json").exists():
             self.results = read_json(self.path / "results.json", list)
@@ -92,7 +94,7 @@ class RunFolder:
 
     def open(self) -> None:
         """Make the folder and write config.json, or note in it that the run goes on; only the first call acts."""
-        if self._opened:
+        if self._opened or not self.writes:
             return
         self._opened = True
         self.path.mkdir(parents=True, exist_ok=True)
@@ -109,6 +111,7 @@ class RunFolder:
             },
             "device": device_name(self.device),
             "threads": torch.get_num_threads(),
+            "processes": distributed.size(),
         }
         if (self.path / "config.json").exists():
             config = read_json(self.path / "config.json", dict)
@@ -123,13 +126,15 @@ class RunFolder:
 
     def log(self, row: dict[str, Any]) -> None:
         """Append one line, an iteration, to metrics.jsonl."""
+        if not self.writes:
+            return
         with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
 
     def forget_metrics(self, code_length: int, iteration: int) -> None:
         """Drop a code length's lines after `iteration`: a resumed run writes them again."""
         path = self.path / "metrics.jsonl"
-        if not path.exists():
+        if not self.writes or not path.exists():
             return
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
         kept = [row for row in rows if row["code_length"] != code_length or row["iteration"] <= iteration]
@@ -143,12 +148,15 @@ class RunFolder:
 
     def write_json(self, name: str, content: Any) -> None:
         """Write `content` as indented JSON, atomically."""
+        if not self.writes:
+            return
         text = json.dumps(content, indent=2) + "\n"
         write_atomically(self.path / name, lambda file: file.write(text.encode()))
 
     def save(self, name: str, content: Any) -> None:
         """torch.save `content`, atomically."""
-        write_atomically(self.path / name, lambda file: torch.save(content, file))
+        if self.writes:
+            write_atomically(self.path / name, lambda file: torch.save(content, file))
 
     def save_codes(self, code_length: int, learned_map: float, codes: dict[str, Tensor]) -> None:
         """The four files of a code length: `{dataset}-{K}bits-{mAP}-{name}.t`.
