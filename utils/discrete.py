@@ -58,10 +58,15 @@ def balance_ratio(sample_labels: Tensor, database_labels: Tensor) -> float:
     0 where every pair is similar: S(1+r) − r is then 1 whatever r is.
     """
     pairs = len(sample_labels) * len(database_labels)
-    # Pairs are counted exactly: a label count is a small whole number, which float32 holds.
-    sample, database = sample_labels.float(), database_labels.float()
-    rows = max(1, BLOCK_PAIRS // len(database))
-    similar = sum(int((block @ database.T > 0).sum()) for block in sample.split(rows))
+    # Many images have the same labels: pairs of distinct label rows are counted, each as often as it occurs. Exactly: a
+    # shared label count is a small whole number, which float32 holds, and float64 holds the number of pairs.
+    sample, sample_count = torch.unique(sample_labels.float(), dim=0, return_counts=True)
+    database, database_count = torch.unique(database_labels.float(), dim=0, return_counts=True)
+    similar = 0
+    for rows, count in zip(
+        *(part.split(max(1, BLOCK_PAIRS // len(database))) for part in (sample, sample_count)), strict=True
+    ):
+        similar += int(count.double() @ ((rows @ database.T > 0).double() @ database_count.double()))
     if similar == pairs:
         return 0.0
     return (2 * similar - pairs) / (2 * (pairs - similar))
