@@ -26,6 +26,7 @@ from utils.encode import encode
 from utils.encode_command import find_images, main, without_labels
 from utils.encode_files import prepare_image
 from utils.errors import UserError
+from utils.hamming import pack_words
 from utils.settings import Settings
 from utils.trained import TrainedModel, export_model, fingerprint, load_model
 
@@ -154,6 +155,13 @@ def test_bit_order_and_the_sign_of_zero():
     images = np.zeros((3, 3, 8, 8), dtype=np.float32)
     packed = encode_files._packed_codes(Given(), images, torch.device("cpu"))
     assert packed.tolist() == [[0b10110100, 0b01000000]] * 3
+
+
+def test_bits_lie_as_the_evaluation_packs_them(run_folder, photos, tmp_path):
+    main([str(run_folder), str(photos), "-o", str(tmp_path / "codes.npz")])
+    content = read(tmp_path / "codes.npz")
+    (words,) = pack_words(torch.from_numpy(signs(content)))  # 12 bits in a word of two bytes
+    assert words.tobytes() == content["codes"].tobytes()
 
 
 def test_a_network_that_gives_no_number_is_refused():
