@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# The ablation table of docs/ablations.md: every switch on digits, three seeds, both variants where it applies; finished cells are skipped. Then:
+# python -m benchmarks.tables logs/ablations -o results/ablations.csv
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+sweep() { # METHOD NAME FLAG…
+    local method=$1 name=$2
+    shift 2
+    .venv/bin/python run.py --dataset digits --code-length 32 --seeds 0,1,999 --method "$method" --precision bfloat16 \
+        --save-iter 0 --logs logs/ablations --sweep "$name" "$@"
+}
+
+two_passes=(--max-epoch 2 --max-iter 13 --augment crop)
+sweep both default
+sweep both signed --similarity signed
+sweep both cycle --no-cycle-terms
+sweep main_tomm discriminator --no-discriminator
+sweep both tanh --latent tanh
+sweep both adjacency --adjacency normalised
+sweep both detach --detach-targets
+sweep both rows --update-all-rows
+sweep main_tomm replay "${two_passes[@]}"
+sweep main_tomm fresh "${two_passes[@]}" --fresh-batches
