@@ -8,6 +8,7 @@ first frame of an animation counts. An image is made smaller, never larger.
 from __future__ import annotations
 
 import os
+from typing import IO
 
 import numpy as np
 from PIL import Image, ImageFile
@@ -55,17 +56,30 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def decode(path: str | os.PathLike[str], shorter_side: int) -> np.ndarray:
+def decode(
+    path: str | os.PathLike[str] | IO[bytes],
+    shorter_side: int,
+    *,
+    formats: tuple[str, ...] = _FORMATS,
+    most_pixels: int | None = None,
+) -> np.ndarray:
     """Read an image: uint8 [height, width, 3], the shorter side at most `shorter_side` pixels.
 
     Resized as torchvision's Resize does with a Pillow image (bilinear, antialiased).
 
+    Args:
+        path: a file's name, or a file open for reading.
+        formats: names of Pillow's readers that may look at it.
+        most_pixels: of an image that is decoded at all, by its header; None: Pillow's own limit.
+
     Raises:
-        BadImage: missing, damaged, cut short, or no image.
+        BadImage: missing, damaged, cut short, too large, or no image.
     """
     ImageFile.LOAD_TRUNCATED_IMAGES = False  # another library may have set it: half an image is not an image
     try:
-        with Image.open(path, formats=_FORMATS) as opened:
+        with Image.open(path, formats=formats) as opened:
+            if most_pixels is not None and opened.width * opened.height > most_pixels:
+                raise BadImage(f"{opened.width:,} × {opened.height:,} pixels are more than {most_pixels:,}")
             opened.load()
             method = _UPRIGHT.get(_orientation(opened))
             image = _to_rgb(opened if method is None else opened.transpose(method))
