@@ -1,0 +1,307 @@
+"use strict";
+
+const part = (id) => document.getElementById(id);
+const PAGE = 60;        // images of the collection on a page
+const COARSE = 96;      // pixels: smaller images are enlarged without smoothing
+const KEPT = 20;        // own images that the back button can return to
+
+let about = null;       // what /collection says of the index
+let searching = null;   // AbortController of the search that is under way
+let browsing = null;
+let shownStart = null;
+let uploads = new Map();  // number → {file, address}
+let uploadNumber = 0;
+
+const plural = (n, word) => `${n.toLocaleString("en")} ${word}${n === 1 ? "" : "s"}`;
+
+function element(kind, attributes = {}, ...children) {
+  const made = document.createElement(kind);
+  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
+  made.append(...children);
+  return made;
+}
+
+async function ask(address, options = {}) {
+  let answer;
+  try {
+    answer = await fetch(address, options);
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new Error("The server does not answer. Is it still running?");
+  }
+  const content = await answer.json().catch(() => ({}));
+  if (!answer.ok) throw new Error(content.error || `The server answered with status ${answer.status}.`);
+  return content;
+}
+
+// ---- What is shown lies in the address (row, k, start) and, for an own image, in the history's state. ----
+
+function whole(parameters, name) {
+  const text = parameters.get(name);
+  return text !== null && /^[0-9]{1,15}$/.test(text) ? Number(text) : null;
+}
+
+function view() {
+  const parameters = new URLSearchParams(location.search);
+  return {
+    row: whole(parameters, "row"),
+    k: whole(parameters, "k") ?? 10,
+    start: whole(parameters, "start") ?? 0,
+    upload: history.state?.upload ?? null,
+  };
+}
+
+function addressOf({ row, k, start }) {
+  const parameters = new URLSearchParams();
+  if (row !== null) parameters.set("row", row);
+  if (k !== 10) parameters.set("k", k);
+  if (start) parameters.set("start", start);
+  const text = parameters.toString();
+  return text ? `/?${text}` : "/";
+}
+
+function go(changes, focus) {
+  const next = { ...view(), ...changes };
+  history.pushState({ upload: next.upload }, "", addressOf(next));
+  show(focus);
+}
+
+function show(focus = null) {
+  const now = view();
+  part("k").value = now.k;
+  if (part("k").value === "") part("k").add(new Option(now.k, now.k, false, true));
+  search(now, focus === "results");
+  browse(now, focus === "collection");
+}
+
+// ---- Tiles ----
+
+function picture(row, name) {
+  const image = element("img", { alt: `Image ${row}, ${name}`, width: 128, height: 128, loading: "lazy", decoding: "async" });
+  image.addEventListener("load", () => image.classList.toggle("coarse", image.naturalWidth < COARSE));
+  image.addEventListener("error", () => image.replaceWith(element("span", { class: "missing" }, `Image ${row} cannot be read`)));
+  image.src = `/thumbnail?row=${row}`;
+  return element("span", { class: "frame" }, image);
+}
+
+function tile(item, now, text) {
+  const link = element("a", { class: "tile", href: addressOf({ ...now, row: item.row }), title: item.name, "data-row": item.row },
+    picture(item.row, item.name), element("span", { class: "text" }, ...text));
+  if (item.row === now.row) link.setAttribute("aria-current", "true");
+  return element("li", {}, link);
+}
+
+function neighbourTile(item, now, found) {
+  const bar = element("span");
+  bar.style.width = `${(100 * item.distance) / found.code_length}%`;
+  const own = found.query ? found.query.labels : [];
+  const same = item.labels.some((label) => own.includes(label));
+  const words = item.labels.join(", ") || item.name;
+  return tile(item, now, [
+    element("span", { class: "distance" }, `${item.distance} of ${plural(found.code_length, "bit")} differ`),
+    element("span", { class: "bar", "aria-hidden": "true" }, bar),
+    element("span", { class: same ? "label same" : "label" }, same ? `${words} – same label` : words),
+  ]);
+}
+
+function waiting(list, count) {
+  if (!list.children.length) list.replaceChildren(...Array.from({ length: count }, () => element("li", { class: "waiting" })));
+}
+
+// ---- Search ----
+
+function showQuery(now, query) {
+  const image = part("query-image");
+  const own = now.upload === null ? null : uploads.get(now.upload);
+  const address = own ? own.address : now.row === null ? "" : `/thumbnail?row=${now.row}`;
+  image.hidden = !address;
+  part("query-none").hidden = Boolean(address);
+  if (address && image.getAttribute("src") !== address) image.src = address;
+  if (!address) image.removeAttribute("src");
+  image.alt = own ? `Your image ${own.file.name}` : now.row === null ? "" : `Image ${now.row}`;
+  if (own) part("query-caption").textContent = own.file.name;
+  else if (query) part("query-caption").textContent = [`Image ${query.row}`, query.labels.join(", "), query.name].filter(Boolean).join(" · ");
+  else if (now.row === null) part("query-caption").textContent = "Choose an image, or one of the collection.";
+  else part("query-caption").textContent = `Image ${now.row}`;
+}
+
+function showProblem(sentence) {
+  part("problem").textContent = sentence;
+  part("problem").hidden = false;
+  part("status").textContent = "";
+  part("neighbours").replaceChildren();
+}
+
+function summary(found) {
+  const count = found.neighbours.length;
+  let text = `The ${plural(count, "nearest image")} of ${found.images.toLocaleString("en")}.`;
+  if (count && found.query && found.query.labels.length) {
+    const same = found.neighbours.filter((item) => item.labels.some((label) => found.query.labels.includes(label))).length;
+    text += ` ${same} of ${count} share a label with the query.`;
+  }
+  return text;
+}
+
+async function search(now, focus) {
+  searching?.abort();
+  const mine = (searching = new AbortController());
+  showQuery(now, null);
+  part("problem").hidden = true;
+  if (now.row === null && now.upload === null) {
+    part("results").removeAttribute("aria-busy");
+    part("neighbours").replaceChildren();
+    part("status").textContent = "Nothing searched yet.";
+    document.title = "Image search";
+    return;
+  }
+  part("status").textContent = "Searching…";
+  part("results").setAttribute("aria-busy", "true");
+  waiting(part("neighbours"), Math.min(now.k, 20));
+  if (focus) part("results-title").focus();
+  try {
+    const found = await (now.upload === null
+      ? ask(`/search?row=${now.row}&k=${now.k}`, { signal: mine.signal })
+      : post(now, mine.signal));
+    showQuery(now, found.query);
+    part("neighbours").replaceChildren(...found.neighbours.map((item) => neighbourTile(item, { ...now, upload: null }, found)));
+    part("status").textContent = summary(found);
+    document.title = `${part("query-caption").textContent} – Image search`;
+  } catch (error) {
+    if (error.name === "AbortError") return;
+    showProblem(error.message);
+  }
+  if (searching === mine) part("results").removeAttribute("aria-busy");
+}
+
+async function post(now, signal) {
+  const own = uploads.get(now.upload);
+  if (!own) throw new Error("That image is no longer here; choose it again.");
+  if (about && own.file.size > about.most_bytes) throw new Error(`The file is larger than ${about.most_bytes / 1e6} MB.`);
+  const kind = own.file.type.startsWith("image/") ? own.file.type : "application/octet-stream";
+  return ask(`/search?k=${now.k}`, { method: "POST", body: own.file, headers: { "Content-Type": kind }, signal });
+}
+
+function searchWith(file) {
+  const number = `${performance.timeOrigin}-${(uploadNumber += 1)}`;
+  uploads.set(number, { file, address: URL.createObjectURL(file) });
+  for (const [old, { address }] of uploads) {
+    if (uploads.size <= KEPT) break;
+    URL.revokeObjectURL(address);
+    uploads.delete(old);
+  }
+  go({ upload: number, row: null }, "results");
+}
+
+// ---- Collection ----
+
+function page(link, start, now) {
+  if (start === null) {
+    link.removeAttribute("href");
+    link.setAttribute("aria-disabled", "true");
+  } else {
+    link.href = addressOf({ ...now, start });
+    link.removeAttribute("aria-disabled");
+  }
+}
+
+async function browse(now, focus) {
+  for (const link of document.querySelectorAll("#items .tile")) {
+    link.href = addressOf({ ...now, row: Number(link.dataset.row) });
+    if (Number(link.dataset.row) === now.row) link.setAttribute("aria-current", "true");
+    else link.removeAttribute("aria-current");
+  }
+  if (shownStart !== now.start) {
+    browsing?.abort();
+    const mine = (browsing = new AbortController());
+    waiting(part("items"), PAGE);
+    try {
+      about = await ask(`/collection?start=${now.start}&count=${PAGE}`, { signal: mine.signal });
+    } catch (error) {
+      if (error.name === "AbortError") return;
+      part("items").replaceChildren();
+      part("range").textContent = error.message;
+      shownStart = null;
+      return;
+    }
+    shownStart = now.start;
+    part("items").replaceChildren(...about.items.map((item) =>
+      tile(item, now, [element("span", { class: "label" }, item.labels.join(", ") || item.name)])));
+    const end = now.start + about.items.length;
+    part("range").textContent = about.images ? `${(now.start + 1).toLocaleString("en")} to ${end.toLocaleString("en")} of ${about.images.toLocaleString("en")}` : "Empty";
+    part("about").textContent = `${plural(about.images, "image")} in ${plural(about.code_length, "bit")}`;
+    part("upload").hidden = !about.uploads;
+    part("row").max = about.images - 1;
+  }
+  const { start } = now;
+  page(part("previous"), start > 0 ? Math.max(0, start - PAGE) : null, now);
+  page(part("next"), start + PAGE < about.images ? start + PAGE : null, now);
+  if (focus) part("collection-title").focus();
+}
+
+// ---- What people do ----
+
+document.addEventListener("click", (event) => {
+  const link = event.target.closest("a.tile, #previous, #next");
+  if (!link || !link.hasAttribute("href") || event.button || event.ctrlKey || event.metaKey || event.shiftKey || event.altKey) return;
+  event.preventDefault();
+  const parameters = new URL(link.href).searchParams;
+  if (link.classList.contains("tile")) go({ row: whole(parameters, "row"), upload: null }, "results");
+  else go({ start: whole(parameters, "start") ?? 0 }, "collection");
+});
+
+document.addEventListener("keydown", (event) => {
+  const steps = { ArrowLeft: -1, ArrowRight: 1 };
+  const link = event.target.closest?.("a.tile");
+  if (!link || !(event.key in steps) || event.altKey || event.ctrlKey || event.metaKey) return;
+  const tiles = [...link.closest(".grid").querySelectorAll("a.tile")];
+  const next = tiles[tiles.indexOf(link) + steps[event.key]];
+  if (next) {
+    event.preventDefault();
+    next.focus();
+  }
+});
+
+part("by-number").addEventListener("submit", (event) => {
+  event.preventDefault();
+  go({ row: Number(part("row").value), upload: null }, "results");
+});
+
+part("k").addEventListener("change", () => go({ k: Number(part("k").value) }));
+
+part("file").addEventListener("change", () => {
+  const [file] = part("file").files;
+  if (file) searchWith(file);
+  part("file").value = "";
+});
+
+part("query-image").addEventListener("load", () => {
+  const image = part("query-image");
+  image.classList.toggle("coarse", image.naturalWidth < COARSE);
+});
+part("query-image").addEventListener("error", () => {
+  part("query-image").hidden = true;
+  part("query-none").textContent = "This image cannot be shown";
+  part("query-none").hidden = false;
+});
+
+const holdsFiles = (event) => Boolean(event.dataTransfer) && [...event.dataTransfer.types].includes("Files");
+for (const kind of ["dragenter", "dragover"]) {
+  document.addEventListener(kind, (event) => {
+    if (!holdsFiles(event)) return;
+    event.preventDefault();
+    document.body.classList.toggle("dragging", !about || about.uploads);
+  });
+}
+document.addEventListener("dragleave", (event) => {
+  if (!event.relatedTarget) document.body.classList.remove("dragging");
+});
+document.addEventListener("drop", (event) => {
+  document.body.classList.remove("dragging");
+  if (!holdsFiles(event)) return;
+  event.preventDefault();
+  const [file] = event.dataTransfer.files;
+  if (file && (!about || about.uploads)) searchWith(file);
+});
+
+window.addEventListener("popstate", () => show());
+show();
