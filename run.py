@@ -15,7 +15,6 @@ from utils.preflight import preflight
 from utils.progress import configure_logging, log, result_table
 from utils.run_folder import RunFolder, command_line
 from utils.settings import Command, parse_command
-from utils.sweep import failure_noted, run_sweep
 
 # The variant that trains when --method is not given: "main_mmasia" (MM Asia 2021) or "main_tomm" (TOMM 2022).
 method_name = "main_mmasia"
@@ -32,9 +31,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if command.grid is not None:
             if distributed.launched_size() > 1:
                 raise UserError("A sweep starts its own processes, one a cell: start it with python, not torchrun.")
+            from utils.sweep import run_sweep  # file locks and signals of POSIX: only where they are wanted
+
             return run_sweep(command.settings, command.grid)
-        with failure_noted(command.folder if command.cell else None):
-            return train(command)
+        if command.cell:
+            from utils.sweep import failure_noted
+
+            with failure_noted(command.folder):
+                return train(command)
+        return train(command)
     except UserError as error:
         print(f"run.py: {error}", file=sys.stderr)
         return 2

@@ -266,11 +266,11 @@ def note_failure(folder: Path, message: str, trace: str) -> None:
 
 
 @contextlib.contextmanager
-def failure_noted(folder: Path | None) -> Iterator[None]:
+def failure_noted(folder: Path) -> Iterator[None]:
     """Around a cell: what it raises is noted in its folder, the traceback there alone.
 
     Args:
-        folder: the cell's; None: a plain run, whose errors pass as they are.
+        folder: the cell's.
 
     Raises:
         UserError: in the place of any error, with its kind and its message.
@@ -278,8 +278,6 @@ def failure_noted(folder: Path | None) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if folder is None:
-            raise
         message = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
         note_failure(folder, message, traceback.format_exc())
         raise UserError(" ".join(message.split())) from error
