@@ -19,15 +19,15 @@ from PIL import Image
 from data import load_data
 from data.data_loader import eval_batches
 from modules import AlexNetHash, image_network
+from tests.encode_small import make_run
 from tests.image_trees import folder_tree, photo, save_photo
 from tests.small_networks import SmallImageNet
-from utils import encode_command, encode_files, trained
+from utils import code_file, encode_files, trained
 from utils.encode import encode
 from utils.encode_command import find_images, main, without_labels
 from utils.encode_files import prepare_image
 from utils.errors import UserError
 from utils.hamming import pack_words
-from utils.settings import Settings
 from utils.trained import TrainedModel, export_model, fingerprint, load_model
 
 BITS, SIZE = 12, 32
@@ -37,17 +37,6 @@ BITS, SIZE = 12, 32
 def small(monkeypatch):
     """Runs load the small network instead of a real one."""
     monkeypatch.setattr(trained, "image_network", SmallImageNet)
-
-
-def make_run(folder: Path, *code_lengths: int, **settings) -> Path:
-    """A run's folder as training leaves it: config.json and a model for each code length."""
-    folder.mkdir(parents=True, exist_ok=True)
-    given = {"dataset": "folder", "image_size": SIZE, "code_length": code_lengths or (BITS,), **settings}
-    (folder / "config.json").write_text(json.dumps({"settings": Settings.for_dataset(**given).as_json()}))
-    for bits in given["code_length"]:
-        torch.manual_seed(bits)
-        torch.save(SmallImageNet("alexnet", bits).state_dict(), folder / f"model_image-{bits}bits.pt")
-    return folder
 
 
 @pytest.fixture
@@ -86,7 +75,7 @@ def test_codes_are_those_of_the_collection_s_own_evaluation(run_folder, photos, 
     assert main([str(run_folder), str(photos), "-o", str(output), "--device", "cpu"]) == 0
     assert "30 images in 12 bits: written to" in capsys.readouterr().out
     content = read(output)
-    assert sorted(content) == ["code_length", "codes", "fingerprint", "names", "settings"]
+    assert sorted(content) == ["code_length", "codes", "fingerprint", "names", "request", "settings"]
     assert content["codes"].dtype == np.uint8 and content["codes"].shape == (30, 2)
     assert content["names"].dtype.kind == "U" and len(content["names"]) == 30
     assert int(content["code_length"]) == BITS
@@ -173,13 +162,22 @@ def test_a_network_that_gives_no_number_is_refused():
         encode_files._packed_codes(Broken(), np.zeros((1, 3, 8, 8), dtype=np.float32), torch.device("cpu"))
 
 
-def test_names_in_chunks(run_folder, photos, tmp_path, monkeypatch):
-    assert main([str(run_folder), str(photos), "-o", str(tmp_path / "whole.npz")]) == 0
-    monkeypatch.setattr(encode_command, "_NAMES_AT_ONCE", 7)
-    assert main([str(run_folder), str(photos), "-o", str(tmp_path / "chunks.npz")]) == 0
-    whole, chunks = read(tmp_path / "whole.npz"), read(tmp_path / "chunks.npz")
-    assert whole.keys() == chunks.keys()
-    assert all(np.array_equal(whole[name], chunks[name]) for name in whole)
+def test_the_bytes_do_not_depend_on_the_blocks(run_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(code_file, "_BYTES_AT_ONCE", 1000)
+    model = load_model(run_folder)
+    names = [f"{'folder/' * (number % 5)}{number}.png" for number in range(200)]
+    codes = np.random.default_rng(1).integers(0, 256, (200, 2), dtype=np.uint8)
+    written = []
+    for size in (200, 64, 7):
+        starts = range(0, 200 + size, size)  # the last block is empty
+        blocks = [names[row : row + size] for row in starts]
+        with (tmp_path / "codes.npz").open("wb") as file:
+            rows = (codes[row : row + size] for row in starts)
+            code_file.write_codes(file, lambda blocks=blocks: blocks, rows, model, "request")
+        written.append((tmp_path / "codes.npz").read_bytes())
+    assert written[0] == written[1] == written[2]
+    content = read(tmp_path / "codes.npz")
+    assert list(content["names"]) == names and np.array_equal(content["codes"], codes)
 
 
 # ---- Which images ----
@@ -336,6 +334,29 @@ def test_company_moves_an_output_by_roundings_only(tmp_path):
 
 def prepare(number):
     return np.random.default_rng(number).normal(size=(3, 64, 64)).astype(np.float32)
+
+
+def test_a_damaged_image_keeps_its_place(tmp_path, small, monkeypatch):
+    """Blocks are cut at places of the list: the network sees the others where it would see them anyway."""
+    monkeypatch.setattr(encode_files, "CPU_ROWS", 4)
+    paths = [str(tmp_path / f"{number}.png") for number in range(13)]
+    for number, path in enumerate(paths):
+        photo(number).save(path)
+    model = load_model(make_run(tmp_path / "run"))
+    inputs: list[torch.Tensor] = []
+    model.model.register_forward_pre_hook(lambda network, given: inputs.append(given[0].clone()))
+    list(encode_files.encode_files(model, paths))
+    whole, damaged = torch.cat(inputs), [0, 3, 4, 5, 6, 7, 10]
+    inputs.clear()
+    for number in damaged:
+        Path(paths[number]).write_text("no image")
+    heard: list[str] = []
+    batches = encode_files.encode_files(model, paths, on_bad_image=lambda name, reason: heard.append(name))
+    names = [name for names, _ in batches for name in names]
+    assert heard == [paths[number] for number in damaged]
+    assert names == [path for path in paths if path not in heard]
+    whole[damaged] = 0
+    assert torch.equal(torch.cat(inputs), torch.cat((whole[:4], whole[8:])))  # of the second block none is left
 
 
 def test_few_images_are_read_ahead(run_folder, tmp_path, monkeypatch):
@@ -565,6 +586,19 @@ def test_bad_flags(flags, message, run_folder, photos, capsys, tmp_path, monkeyp
     assert main([str(run_folder), str(photos), *flags]) == 2
     captured = capsys.readouterr().err
     assert message in captured and captured.count("\n") == 1
+
+
+def test_options_may_stand_anywhere(run_folder, photos, tmp_path):
+    one, two = find_images([str(photos)])[:2]
+    output = str(tmp_path / "codes.npz")
+    for line in (
+        [str(run_folder), "-o", output, one, two],
+        [str(run_folder), one, "-o", output, "--device", "cpu", two],
+        ["--device", "cpu", str(run_folder), one, "-o", output, "--", two],
+    ):
+        assert main(line) == 0
+        assert list(read(output)["names"]) == [one, two]
+        Path(output).unlink()
 
 
 def test_no_images_given(run_folder, capsys):

@@ -3,32 +3,34 @@
 from __future__ import annotations
 
 import argparse
-import json
+import contextlib
 import os
 import re
 import signal
 import sys
-import zipfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
 from data.class_folders import images_below
 from data.decode import EXTENSIONS
 from data.text_lists import read_names
 
+from . import distributed
+from .code_file import write_codes
 from .devices import choose_device
 from .encode_files import encode_files
+from .encode_shards import Job, encode_share, merge, require_own_parts
 from .errors import UserError
 from .interrupt import Interrupted
 from .trained import TrainedModel, export_model, load_model, require_place, write_file
 
 _LABELS = re.compile(r"(\s+\d+)+$")
-_NAMES_AT_ONCE = 4096
 
 
 def find_images(inputs: Iterable[str]) -> list[str]:
@@ -65,62 +67,69 @@ def without_labels(line: str) -> str:
     return name if is_image else line
 
 
-def write_codes(file: IO[bytes], names: Sequence[str], codes: np.ndarray, trained: TrainedModel) -> None:
-    """Write the npz (docs/encode.md): the same content gives the same bytes. `codes` is uint8 [n, ceil(K/8)]."""
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
-        _write_array(archive, "codes", codes.dtype, codes.shape, [codes])
-        # Every name takes as many characters as the longest: a million of them at once would fill the memory.
-        dtype = np.dtype(f"<U{max(map(len, names), default=1)}")
-        chunks = (names[start : start + _NAMES_AT_ONCE] for start in range(0, len(names), _NAMES_AT_ONCE))
-        _write_array(archive, "names", dtype, (len(names),), (np.array(chunk, dtype=dtype) for chunk in chunks))
-        for name, value in (
-            ("code_length", trained.code_length),
-            ("settings", json.dumps(trained.summary)),
-            ("fingerprint", trained.fingerprint),
-        ):
-            array = np.array(value)
-            _write_array(archive, name, array.dtype, (), [array])
-
-
-def _write_array(
-    archive: zipfile.ZipFile, name: str, dtype: np.dtype[Any], shape: tuple[int, ...], parts: Iterable[np.ndarray]
-) -> None:
-    info = zipfile.ZipInfo(f"{name}.npy")  # its time is a constant
-    info.compress_type = zipfile.ZIP_DEFLATED
-    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
-    with archive.open(info, "w", force_zip64=True) as member:
-        np.lib.format.write_array_header_1_0(member, header)
-        for part in parts:
-            member.write(part.tobytes())
-
-
 def encode_to_file(
     trained: TrainedModel, paths: Sequence[str], output: Path, *, batch_size: int, device: Any, num_workers: int
 ) -> tuple[int, int]:
     """Hash files and write the npz; images that cannot be read are named on stderr. Returns (written, skipped).
 
+    More files than one part has (`utils.encode_shards.PART`) are hashed in parts that outlive a kill.
+
     Raises:
-        UserError: no image could be read, or the file cannot be written.
+        UserError: no image could be read, the file cannot be written, or parts of another job lie beside it.
     """
-    skipped = 0
-
-    def skip(name: str, reason: str) -> None:
-        nonlocal skipped
-        skipped += 1
-        tqdm.write(f"{name}: skipped ({reason})", file=sys.stderr)
-
+    job = Job(trained, paths, output)
+    options = {"batch_size": batch_size, "device": device, "num_workers": num_workers, "on_bad_image": _skip}
+    if job.num_parts > 1:
+        require_own_parts(job)
+        with _parts_are_kept(job):
+            encode_share(job, 0, 1, **options)
+            merged = merge(job)
+        if merged is None:  # by another process that has done the same
+            written = job.finished() or 0
+            return written, len(paths) - written
+        return merged
     names: list[str] = []
     packed = bytearray()
-    for batch, codes in encode_files(
-        trained, paths, batch_size=batch_size, device=device, num_workers=num_workers, on_bad_image=skip
-    ):
+    for batch, codes in encode_files(trained, paths, **options):
         names += batch
         packed += codes.tobytes()
     if not names:
-        raise UserError(f"None of the {skipped} images could be read; nothing was written.")
+        raise UserError(f"None of the {len(paths)} images could be read; nothing was written.")
     rows = np.frombuffer(packed, dtype=np.uint8).reshape(len(names), -1)
-    write_file(output, lambda file: write_codes(file, names, rows, trained), "--output")
-    return len(names), skipped
+    write_file(output, lambda file: write_codes(file, lambda: [names], [rows], trained, job.request), "--output")
+    return len(names), len(paths) - len(names)
+
+
+def _skip(name: str, reason: str) -> None:
+    tqdm.write(f"{name}: skipped ({reason})", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def _parts_are_kept(job: Job) -> Iterator[None]:
+    """Let a signal's message say what is not lost."""
+    try:
+        yield
+    except (KeyboardInterrupt, Interrupted) as error:
+        if job.folder.is_dir():
+            error.add_note(f"finished parts are kept in {job.folder}, the same command goes on from there")
+        raise
+
+
+def which_share(asked: str | None) -> tuple[int, int]:
+    """(I, N) of ``--shard I/N``, else of torchrun's variables; (0, 1) for a process alone.
+
+    Raises:
+        UserError: not two whole numbers with 0 <= I < N, or torchrun shares already.
+    """
+    launched = distributed.launched_rank(), distributed.launched_size()
+    if asked is None:
+        return launched
+    if launched[1] > 1:
+        raise UserError(f"--shard {asked}: torchrun shares the images already; leave the flag out.")
+    match = re.fullmatch(r"(\d+)/(\d+)", asked)
+    if not match or int(match[1]) >= int(match[2]):
+        raise UserError(f"--shard {asked}: must be I/N with I from 0 to N - 1, such as 0/4.")
+    return int(match[1]), int(match[2])
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -139,6 +148,10 @@ def _parser() -> argparse.ArgumentParser:
         "--num-workers", type=int, default=0, metavar="N", help="threads that read images ahead; 0: one a processor"
     )
     parser.add_argument(
+        "--shard", metavar="I/N", help="hash share I of N, from 0, where torchrun does not start the processes"
+    )
+    parser.add_argument("--merge", action="store_true", help="put the finished parts of all shares together, no more")
+    parser.add_argument(
         "--export", type=Path, metavar="FILE", help="write the model alone, in half precision, and encode nothing"
     )
     return parser
@@ -146,7 +159,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run with the given command line; returns the exit status: 0, 2 for what the user can mend, 130 or 143."""
-    options = _parser().parse_args(arguments)
+    options = _parser().parse_intermixed_args(arguments)  # options between the images too
     before = signal.signal(signal.SIGTERM, _stop)
     try:
         _run(options)
@@ -155,7 +168,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except (KeyboardInterrupt, Interrupted) as error:
         stopped = error if isinstance(error, Interrupted) else Interrupted(signal.SIGINT)
-        print(f"python -m utils.encode: stopped by {stopped}; nothing was written.", file=sys.stderr)
+        kept = "; ".join(getattr(error, "__notes__", ["nothing was written"]))
+        print(f"python -m utils.encode: stopped by {stopped}; {kept}.", file=sys.stderr)
         return stopped.status
     finally:
         signal.signal(signal.SIGTERM, before)
@@ -175,25 +189,68 @@ def _run(options: argparse.Namespace) -> None:
         if value < least:
             raise UserError(f"{flag} {value}: must be {least} or more.")
     if options.export is not None:
-        if options.images:
-            raise UserError(f"--export {options.export} encodes nothing; leave the images out, or the flag.")
+        if options.images or options.shard or options.merge:
+            raise UserError(
+                f"--export {options.export} encodes nothing; leave images, --shard and --merge out, or the flag."
+            )
         require_place(options.export, "--export")
         export_model(load_model(options.model, options.code_length), options.export)
         print(f"Written to {options.export} ({options.export.stat().st_size / 1e6:.1f} MB)")
         return
     if not options.images:
         raise UserError("no images given; name image files, folders or lists behind the run's folder.")
-    device = choose_device(options.device)
+    shard, shards = which_share(options.shard)
+    if options.merge and (options.shard or shards > 1):
+        raise UserError("--merge puts the parts of all shares together; run it in one process without --shard.")
+    device = _device(options.device)
     require_place(options.output, "--output")
     paths = find_images(options.images)
-    trained = load_model(options.model, options.code_length)
-    written, skipped = encode_to_file(
-        trained,
-        paths,
-        options.output,
-        batch_size=options.batch_size,
-        device=device,
-        num_workers=options.num_workers,
-    )
+    job = Job(load_model(options.model, options.code_length), paths, options.output)
+    settings = {
+        "batch_size": options.batch_size,
+        "device": device,
+        "num_workers": options.num_workers or _own_processors(),
+    }
+    if options.merge or options.shard or shards > 1:
+        _run_share(job, shard, shards, options, settings)
+    else:
+        _say_written(job, *encode_to_file(job.trained, paths, options.output, **settings))
+
+
+def _run_share(job: Job, shard: int, shards: int, options: argparse.Namespace, settings: dict[str, Any]) -> None:
+    """Hash a share, or nothing with --merge; put the parts together where all are there; say how things stand."""
+    require_own_parts(job)
+    missing = job.missing()
+    # Codes are written before parts are removed: where parts are missing, another process may just have ended the job.
+    if missing and job.finished() is not None:
+        if shard == 0 or options.shard:
+            print(f"{job.output}: holds the codes of these images by this model; delete it to hash them again.")
+        return
+    with _parts_are_kept(job):
+        if not options.merge:
+            encode_share(job, shard, shards, on_bad_image=_skip, **settings)
+            missing = job.missing()
+        if options.merge or not missing:
+            merged = merge(job)
+            if merged is not None:
+                _say_written(job, *merged)
+        elif options.shard:
+            print(f"{job.folder}: {len(missing):,} of {job.num_parts:,} parts are still missing.")
+
+
+def _say_written(job: Job, written: int, skipped: int) -> None:
     left_out = f", {skipped:,} skipped" if skipped else ""
-    print(f"{written:,} images in {trained.code_length} bits{left_out}: written to {options.output}")
+    print(f"{written:,} images in {job.trained.code_length} bits{left_out}: written to {job.output}")
+
+
+def _device(asked: str) -> torch.device:
+    """`--device`, where "auto" and "cuda" mean a GPU of its own for each process that torchrun starts on a machine."""
+    device = choose_device(asked)
+    if device.type == "cuda" and device.index is None and distributed.launched_size() > 1:
+        return choose_device(f"cuda:{os.environ.get('LOCAL_RANK', '0')}")
+    return device
+
+
+def _own_processors() -> int:
+    """The processors of this machine by the processes that torchrun starts on it, at least 1."""
+    return max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))

@@ -41,8 +41,9 @@ def encode_files(
     Each file takes the way of a collection's images in evaluation (docs/datasets.md): decoded, upright, RGB, shorter
     side at most R, Resize(R), CenterCrop(S), normalised, with R = `trained.shorter_side`.
 
-    On a CPU the network always sees `CPU_ROWS` images at once, the last ones filled up with zeros, whatever
-    `batch_size` is: the codes are the same to the last bit. On a GPU it sees `batch_size`.
+    On a CPU the network always sees `CPU_ROWS` places of `paths` at once, the last ones and those of images that cannot
+    be read filled up with zeros, whatever `batch_size` is: the codes are the same to the last bit. On a GPU it sees
+    `batch_size`.
 
     Args:
         trained: of `utils.trained.load_model`; its network is moved to `device`.
@@ -96,22 +97,31 @@ def _hash_in_blocks(
     device: torch.device,
     on_bad_image: Callable[[str, str], None],
 ) -> Iterator[tuple[list[str], np.ndarray]]:
-    """(names, packed codes) of `rows` images at a time; the network's input has as many rows at the end too."""
+    """(names, packed codes) of `rows` places of the list at a time; the network's input has as many rows at the end.
+
+    An image that cannot be read keeps its place, with zeros: so a later image has the same place in the same block
+    wherever a list is cut at a multiple of `rows`.
+    """
     model = trained.model.to(device).to(memory_format=torch.channels_last)
     images = np.zeros((rows, 3, trained.image_size, trained.image_size), dtype=np.float32)
     names: list[str] = []
+    places: list[int] = []  # of `names` in `images`
+    place = -1
     for path, image in prepared:
+        place = (place + 1) % rows
         if isinstance(image, BadImage):
+            images[place] = 0
             on_bad_image(path, " ".join(str(image).split()))
-            continue
-        images[len(names)] = image
-        names.append(path)
-        if len(names) == rows:
-            yield names, _packed_codes(model, images, device)
-            names = []
+        else:
+            images[place] = image
+            names.append(path)
+            places.append(place)
+        if place == rows - 1 and names:
+            yield names, _packed_codes(model, images, device)[places]
+            names, places = [], []
     if names:
-        images[len(names) :] = 0
-        yield names, _packed_codes(model, images, device)[: len(names)]
+        images[place + 1 :] = 0
+        yield names, _packed_codes(model, images, device)[places]
 
 
 def prepare_image(path: str | os.PathLike[str], image_size: int, shorter_side: int) -> np.ndarray | BadImage:

@@ -1,0 +1,47 @@
+"""Runs of a small network, and `python -m tests.encode_small`: the command utils.encode for them, as a program."""
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.small_networks import SmallImageNet
+from utils import encode_command, encode_files, encode_shards, trained
+from utils.settings import Settings
+
+
+def make_run(folder: Path, *code_lengths: int, seed: int = 0, **settings) -> Path:
+    """A run's folder as training leaves it: config.json and a model for each code length, one of 12 bits if none is
+    given."""
+    folder.mkdir(parents=True, exist_ok=True)
+    given = {"dataset": "folder", "image_size": 32, "code_length": code_lengths or (12,), **settings}
+    (folder / "config.json").write_text(json.dumps({"settings": Settings.for_dataset(**given).as_json()}))
+    for bits in given["code_length"]:
+        torch.manual_seed(bits + 1000 * seed)
+        torch.save(SmallImageNet("alexnet", bits).state_dict(), folder / f"model_image-{bits}bits.pt")
+    return folder
+
+
+def use_small_parts(monkeypatch, names: int) -> None:
+    """Parts of `names` names, and small networks in blocks of 16."""
+    monkeypatch.setattr(encode_shards, "PART", names)
+    monkeypatch.setattr(encode_files, "CPU_ROWS", 16)
+    monkeypatch.setattr(trained, "image_network", SmallImageNet)
+
+
+if __name__ == "__main__":  # SLOW: seconds that each image waits, so that a signal meets the program at its work
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patches:
+        use_small_parts(patches, 32)
+        prepare = encode_files.prepare_image
+
+        def slowly(*arguments):
+            time.sleep(float(os.environ.get("SLOW", "0")))
+            return prepare(*arguments)
+
+        patches.setattr(encode_files, "prepare_image", slowly)
+        sys.exit(encode_command.main())
