@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from utils.sweep import run_sweep  # file locks and signals of POSIX: only where they are wanted
 
             return run_sweep(command.settings, command.grid)
-        if command.cell:
+        if command.cell and command.folder is not None:
             from utils.sweep import failure_noted
 
             with failure_noted(command.folder):

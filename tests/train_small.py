@@ -29,14 +29,14 @@ def start(flags, output, slow=0.0, environment=None, double=False):
         double: train in float64 and without dropout.
     """
     process = CONTEXT.Process(
-        target=_train, args=([str(flag) for flag in flags], str(output), slow, environment or {}, double)
+        target=_train, args=([str(flag) for flag in flags], str(output), slow, environment, double)
     )
     process.start()
     return process
 
 
-def _train(flags, output, slow, environment, double):
-    os.environ.update(environment)
+def _train(flags, output, slow=0.0, environment=None, double=False):
+    os.environ.update(environment or {})
     file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(file, 1)
     os.dup2(file, 2)
