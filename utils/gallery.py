@@ -23,6 +23,7 @@ from .errors import UserError
 from .plot_style import BLACK, GREEN, PAGE_WIDTH, VERMILLION, save, styled
 
 THUMBNAIL = 96  # pixels
+FILES_CAPTION = "Neighbours by Hamming distance d, ties in the order of the index; under each its folder or its name"
 CAPTION = "Neighbours by Hamming distance d, ties in database order; under each {}\n{}"
 MARKS = "✓ solid frame: shares a label with the query   ✗ dashed frame: shares none"
 
@@ -46,6 +47,8 @@ class Gallery:
         query_labels, labels: multi-hot [q, C] and [q, k, C].
         class_names: C names; None writes class numbers.
         multi_label: whether an image may have several labels; the neighbours' texts then name the shared ones.
+        texts: what to write under each query and under each of its neighbours in the place of labels. Nothing is then
+            judged: no marks, black frames. A query may have fewer than k neighbours here; the rest are not drawn.
     """
 
     query_images: npt.NDArray[np.uint8]
@@ -55,6 +58,7 @@ class Gallery:
     labels: npt.NDArray[np.bool_]
     class_names: Sequence[str] | None = None
     multi_label: bool = False
+    texts: tuple[Sequence[str], Sequence[Sequence[str]]] | None = None
 
     @property
     def shared(self) -> npt.NDArray[np.bool_]:
@@ -175,12 +179,21 @@ def draw_gallery(axes: Axes, gallery: Gallery) -> tuple[float, float]:
             )  # a class may be called $
 
     caption = CAPTION.format("the labels that it shares" if gallery.multi_label else "its class", MARKS)
+    if gallery.texts is not None:
+        caption = FILES_CAPTION
     axes.text(_MARGIN, 0.06, caption, va="top", fontsize=_FONT + 0.5)
     axes.text(_MARGIN + _IMAGE / 2, _HEADER - 0.04, "query", ha="center", va="bottom", fontsize=_FONT + 0.5)
     for rank, x in enumerate(left, 1):
         axes.text(x + _IMAGE / 2, _HEADER - 0.04, str(rank), ha="center", va="bottom", fontsize=_FONT + 0.5)
     for row in range(num_queries):
         y = _HEADER + row_height * row
+        if gallery.texts is not None:
+            own = shorten(gallery.texts[0][row], 2)
+            cell(gallery.query_images[row], _MARGIN, y, f"query-{row + 1}", own, BLACK, "-")
+            for column, (x, text) in enumerate(zip(left, gallery.texts[1][row], strict=False)):
+                text = f"d = {gallery.distance[row, column]:g}\n{shorten(text, 1)}"
+                cell(gallery.images[row, column], x, y, f"neighbour-{row + 1}-{column + 1}", text, BLACK, "-")
+            continue
         own = gallery.text(gallery.query_labels[row], more_lines=1)  # a query has no distance
         cell(gallery.query_images[row], _MARGIN, y, f"query-{row + 1}", own, BLACK, "-")
         for column, x in enumerate(left):

@@ -114,13 +114,15 @@ class Index:
             )
         return index
 
-    def save(self, folder: str | Path, trained: TrainedModel | None = None, faiss_index: Any = None) -> None:
+    def save(
+        self, folder: str | Path, trained: TrainedModel | None = None, structure: tuple[str, Any] | None = None
+    ) -> None:
         """Write the whole index: to a folder beside `folder`, which is then renamed. An index of that name is replaced.
 
         Args:
             folder: where; its parent folder is there.
             trained: the model that made the codes, kept beside them.
-            faiss_index: a faiss binary index of these codes in this order, kept too.
+            structure: (backend's name, a faiss binary index of these codes in their order), kept too.
 
         Raises:
             UserError: `folder` is something else than an index, cannot be written, or `trained` made other codes.
@@ -132,7 +134,7 @@ class Index:
         require_index_place(folder)
         temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
         try:
-            self._write(temporary, trained, faiss_index)
+            self._write(temporary, trained, structure)
             os.chmod(temporary, 0o755)  # mkdtemp makes folders that only their owner can enter
             _put_in_place(temporary, folder)
         except (OSError, RuntimeError) as error:  # torch.save and faiss report a full disk as a RuntimeError
@@ -233,22 +235,24 @@ class Index:
         if unused and np.bitwise_and(codes[:, -1], (1 << unused) - 1).any():
             raise UserError(f"{where}: has bits set behind the {self.code_length} of a code; {_REBUILD}.")
 
-    def _write(self, folder: Path, trained: TrainedModel | None, faiss_index: Any) -> None:
-        files = {}
+    def _write(self, folder: Path, trained: TrainedModel | None, structure: tuple[str, Any] | None) -> None:
+        files: dict[str, dict[str, Any]] = {}
         with _synced(folder / CODES) as file:
             np.save(file, np.ascontiguousarray(self.codes), allow_pickle=False)
         _write_strings(folder / NAMES, self.names)
         if self.labels is not None:
             _write_strings(folder / LABELS, self.labels)
-        if faiss_index is not None:
+        if structure is not None:
             import faiss
 
-            faiss.write_index_binary(faiss_index, str(folder / FAISS))
+            faiss.write_index_binary(structure[1], str(folder / FAISS))
             with (folder / FAISS).open("rb+") as file:
                 os.fsync(file.fileno())
         for name in (CODES, NAMES, LABELS, FAISS):
             if (folder / name).exists():
                 files[name] = {"bytes": (folder / name).stat().st_size, "sha256": _sha256(folder / name)}
+        if structure is not None:
+            files[FAISS]["kind"] = structure[0]
         if trained is not None:
             with _synced(folder / MODEL) as file:
                 write_model(file, trained)
