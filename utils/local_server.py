@@ -319,6 +319,7 @@ class _Handler(BaseHTTPRequestHandler):
         return body
 
     def _send(self, reply: Reply) -> None:
+        self.request_version = "HTTP/1.0"  # an answer to HTTP/0.9 would have no headers
         self.connection.settimeout(self.server.limits.body_seconds)
         self.send_response(reply.status)
         for name, value in _HEADERS.items():
@@ -334,7 +335,6 @@ class _Handler(BaseHTTPRequestHandler):
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
         """What http.server itself refuses: the same form as all other refusals, nothing of the request repeated."""
-        self.request_version = "HTTP/1.0"  # an answer to HTTP/0.9 would have no headers
         status = HTTPStatus.METHOD_NOT_ALLOWED if code == HTTPStatus.NOT_IMPLEMENTED else HTTPStatus(code)
         self._leave_unread = True
         self._send(json_reply({"error": _SENTENCES.get(status, "The request is malformed.")}, status))

@@ -2,8 +2,10 @@
 
 const part = (id) => document.getElementById(id);
 const PAGE = 60;        // images of the collection on a page
-const COARSE = 96;      // pixels: smaller images are enlarged without smoothing
+const COARSE = 33;      // pixels: smaller images are enlarged without smoothing
 const KEPT = 20;        // own images that the back button can return to
+
+part("status").dataset.idle = part("status").textContent;
 
 let about = null;       // what /collection says of the index
 let searching = null;   // AbortController of the search that is under way
@@ -12,6 +14,7 @@ let shownStart = null;
 let uploads = new Map();  // number → {file, address}
 let uploadNumber = 0;
 
+const labelled = (item) => (item.labels.length ? `label:\u00a0${item.labels.join(", ")}` : "");
 const plural = (n, word) => `${n.toLocaleString("en")} ${word}${n === 1 ? "" : "s"}`;
 
 function element(kind, attributes = {}, ...children) {
@@ -96,11 +99,10 @@ function neighbourTile(item, now, found) {
   bar.style.width = `${(100 * item.distance) / found.code_length}%`;
   const own = found.query ? found.query.labels : [];
   const same = item.labels.some((label) => own.includes(label));
-  const words = item.labels.join(", ") || item.name;
   return tile(item, now, [
     element("span", { class: "distance" }, `${item.distance} of ${plural(found.code_length, "bit")} differ`),
     element("span", { class: "bar", "aria-hidden": "true" }, bar),
-    element("span", { class: same ? "label same" : "label" }, same ? `${words} – same label` : words),
+    element("span", { class: same ? "label same" : "label" }, same ? `same ${labelled(item)}` : labelled(item) || item.name),
   ]);
 }
 
@@ -116,19 +118,19 @@ function showQuery(now, query) {
   const address = own ? own.address : now.row === null ? "" : `/thumbnail?row=${now.row}`;
   image.hidden = !address;
   part("query-none").hidden = Boolean(address);
+  part("query-none").textContent = "No image chosen";
   if (address && image.getAttribute("src") !== address) image.src = address;
   if (!address) image.removeAttribute("src");
   image.alt = own ? `Your image ${own.file.name}` : now.row === null ? "" : `Image ${now.row}`;
   if (own) part("query-caption").textContent = own.file.name;
-  else if (query) part("query-caption").textContent = [`Image ${query.row}`, query.labels.join(", "), query.name].filter(Boolean).join(" · ");
-  else if (now.row === null) part("query-caption").textContent = "Choose an image, or one of the collection.";
-  else part("query-caption").textContent = `Image ${now.row}`;
+  else if (query) part("query-caption").textContent = [`Image ${query.row}`, query.name, labelled(query)].filter(Boolean).join(", ");
+  else part("query-caption").textContent = now.row === null ? "" : `Image ${now.row}`;
 }
 
 function showProblem(sentence) {
   part("problem").textContent = sentence;
   part("problem").hidden = false;
-  part("status").textContent = "";
+  part("status").textContent = "The search failed.";
   part("neighbours").replaceChildren();
 }
 
@@ -150,7 +152,7 @@ async function search(now, focus) {
   if (now.row === null && now.upload === null) {
     part("results").removeAttribute("aria-busy");
     part("neighbours").replaceChildren();
-    part("status").textContent = "Nothing searched yet.";
+    part("status").textContent = part("status").dataset.idle;
     document.title = "Image search";
     return;
   }

@@ -237,4 +237,6 @@ def _device(trained: TrainedModel) -> Any:
 def _sentence(error: BadImage) -> str:
     if isinstance(error.__cause__, UnidentifiedImageError):
         return f"This file is no image that can be read here ({', '.join(UPLOAD_FORMATS)})."
-    return f"This image cannot be read: {error}."
+    if isinstance(error.__cause__, Image.DecompressionBombError):
+        return "This image cannot be read: it has too many pixels."
+    return f"This image cannot be read: {str(error).rstrip('.')}."
