@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import signal
@@ -26,6 +27,7 @@ from .interrupt import Interrupted
 from .plot_style import FORMATS
 from .search_backends import BACKENDS, EXACT, build_structure, default_backend, open_backend, require_faiss
 from .search_index import DEFAULT_K, Index, Rows, require_index_place
+from .search_page import serve
 from .trained import load_model, require_place
 
 MOST_IN_FIGURE = 10  # queries, and neighbours of each
@@ -258,7 +260,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m utils.search", description="Find the images of a collection that are like a given one."
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="build | query")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="build | query | serve")
     encoding = argparse.ArgumentParser(add_help=False)
     encoding.add_argument("--device", default="auto", help="auto (a GPU where there is one), cpu, cuda, cuda:N [auto]")
     encoding.add_argument("--batch-size", type=int, default=64, metavar="N", help="images at once on a GPU [64]")
@@ -286,6 +288,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     querying.add_argument("--nprobe", type=int, metavar="N", help="lists that a query looks at (ivf)")
     querying.add_argument("--nflip", type=int, metavar="N", help="bits flipped in each key (multihash)")
+    serving = commands.add_parser("serve", help="search an index in a browser, on this machine (docs/search_page.md)")
+    serving.add_argument("index", type=Path, metavar="INDEX", help="a folder that build wrote")
+    serving.add_argument("--host", default="127.0.0.1", help="the address to listen at [127.0.0.1: this machine only]")
+    serving.add_argument("--port", type=int, default=8765, metavar="N", help="0: any free one [8765]")
+    serving.add_argument(
+        "--images-folder", "--images", type=Path, metavar="DIR", help="where the collection lies now, if it was moved"
+    )
+    serving.add_argument("--run", metavar="RUN_FOLDER", help="the model, where the index holds none")
     return parser
 
 
@@ -295,7 +305,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     before = signal.signal(signal.SIGTERM, _stop)
     try:
-        (_build if options.command == "build" else _query)(options)
+        {"build": _build, "query": _query, "serve": _serve}[options.command](options)
     except UserError as error:
         print(f"python -m utils.search: {error}", file=sys.stderr)
         return 2
@@ -371,6 +381,17 @@ def _query(options: argparse.Namespace) -> None:
     if options.figure is not None:
         gallery_figure(options.figure, gallery_of_files(index, found))
         print(f"Picture written to {options.figure}", file=sys.stderr)
+
+
+def _serve(options: argparse.Namespace) -> None:
+    index = Index.load(options.index)
+    if options.images_folder is not None:
+        if not options.images_folder.is_dir():
+            raise UserError(f"--images-folder {options.images_folder}: there is no such folder.")
+        index.images = options.images_folder
+    trained = index.model() if options.run is None else load_model(options.run, index.code_length)
+    with contextlib.suppress(KeyboardInterrupt):  # the way to end it
+        serve(index, trained, options.host, options.port)
 
 
 if __name__ == "__main__":
