@@ -1,6 +1,7 @@
 """Runs of a small network, and `python -m tests.encode_small`: the command utils.encode for them, as a program."""
 
 import json
+import multiprocessing
 import os
 import sys
 import time
@@ -12,6 +13,10 @@ import torch
 from tests.small_networks import SmallImageNet
 from utils import encode_command, encode_files, encode_shards, trained
 from utils.settings import Settings
+
+# The server imports torch once; every process is then forked from it in a moment.
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload([__name__])
 
 
 def make_run(folder: Path, *code_lengths: int, seed: int = 0, **settings) -> Path:
@@ -33,15 +38,39 @@ def use_small_parts(monkeypatch, names: int) -> None:
     monkeypatch.setattr(trained, "image_network", SmallImageNet)
 
 
-if __name__ == "__main__":  # SLOW: seconds that each image waits, so that a signal meets the program at its work
+def start(line, output, slow: float):
+    """Start the command in a process of its own and return it.
+
+    Args:
+        line: the command line.
+        output: a file that receives what the command prints.
+        slow: seconds that each image waits, so that a signal meets the process at its work.
+    """
+    process = CONTEXT.Process(target=_encode, args=([str(word) for word in line], str(output), slow))
+    process.start()
+    return process
+
+
+def _encode(line, output, slow):
+    file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    _main(line, slow)
+
+
+def _main(line, slow=0.0):
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patches:
         use_small_parts(patches, 32)
         prepare = encode_files.prepare_image
 
         def slowly(*arguments):
-            time.sleep(float(os.environ.get("SLOW", "0")))
+            time.sleep(slow)
             return prepare(*arguments)
 
         patches.setattr(encode_files, "prepare_image", slowly)
-        sys.exit(encode_command.main())
+        sys.exit(encode_command.main(line))
+
+
+if __name__ == "__main__":  # under torchrun
+    _main(sys.argv[1:])

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.encode_small import make_run, use_small_parts
+from tests.encode_small import make_run, start, use_small_parts
 from tests.image_trees import save_photo
 from utils import encode_files, encode_shards
 from utils.code_file import write_codes
@@ -59,18 +59,10 @@ def hash_all(job, shard=0, shards=1):
     return encode_share(job, shard, shards, on_bad_image=lambda name, reason: None)
 
 
-def start(place, *arguments, slow=0.0):
-    """The command in a process of its own."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "tests.encode_small", *command_line(place, *arguments)],
-        cwd=ROOT, env={**os.environ, "SLOW": str(slow)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-
-
 def wait_for_parts(place, count, *processes):
     deadline = time.monotonic() + 60
     while len(parts_of(place)) < count and time.monotonic() < deadline:
-        assert all(process.poll() is None for process in processes)
+        assert all(process.is_alive() for process in processes)
         time.sleep(0.01)
 
 
@@ -141,11 +133,14 @@ def test_parts_brought_together_are_merged(place, capsys):
 
 def test_a_killed_job_goes_on(place, capsys, monkeypatch):
     """Two processes are killed once two parts are there; the next start, of one process, hashes only the rest."""
-    processes = [start(place, "--shard", f"{shard}/2", "--num-workers", 1, slow=0.02) for shard in range(2)]
+    processes = [
+        start(command_line(place, "--shard", f"{shard}/2", "--num-workers", 1), place / "output", 0.02)
+        for shard in range(2)
+    ]
     wait_for_parts(place, 2, *processes)
     for process in processes:
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
+        process.kill()
+        process.join()
     done = parts_of(place)
     assert 2 <= len(done) < PARTS
     (place / "codes.npz.parts" / f".{next(iter(done)).name}.half").write_bytes(b"of a killed process")
