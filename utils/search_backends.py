@@ -13,6 +13,7 @@ All give the same order, by (distance, row). faiss breaks ties in its own way, s
 from __future__ import annotations
 
 import importlib.util
+import math
 from typing import Any, Protocol
 
 import numpy as np
@@ -214,8 +215,8 @@ def build_structure(
 
 
 def default_nlist(count: int) -> int:
-    """Centres for n codes: the power of two next to √n, so that centres and the codes of a list are about as many."""
-    return 1 << max(0, round(np.log2(max(count, 1)) / 2))
+    """Centres for n ≥ 1 codes: the largest power of two up to √n. Centres and a list's codes are about as many."""
+    return 1 << (math.isqrt(count).bit_length() - 1)
 
 
 def default_nprobe(nlist: int) -> int:

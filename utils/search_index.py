@@ -297,16 +297,19 @@ def search_words(
     """
     num_queries = len(queries[0])
     limits = [radius + 1] * num_queries  # only distances below it can still matter
-    found: list[list[tuple[Rows, Rows]]] = [[] for _ in range(num_queries)]
+    found: list[list[tuple[Rows, npt.NDArray[Any]]]] = [[] for _ in range(num_queries)]
     held = [0] * num_queries
     for start in range(0, count, _ROWS_AT_ONCE):
         block = [word[start : start + _ROWS_AT_ONCE] for word in words]
         for query in range(num_queries):
             distance = _distances(block, [word[query] for word in queries])
             near = np.flatnonzero(distance < limits[query])
+            if len(near) > 2 * k:  # the first block: sorting it would take longer than all the others
+                counts = np.cumsum(np.bincount(distance[near]))
+                near = near[distance[near] <= np.searchsorted(counts, k)]
             if not len(near):
                 continue
-            found[query].append((near + start, distance[near].astype(np.int64)))
+            found[query].append((near + start, distance[near]))
             held[query] += len(near)
             if held[query] >= 2 * k:  # not at every find: with a large k sorting would cost more than counting
                 found[query] = [_nearest(found[query], k)]
@@ -315,13 +318,13 @@ def search_words(
     return [_nearest(parts, k) for parts in found]
 
 
-def _nearest(parts: Sequence[tuple[Rows, Rows]], k: int) -> tuple[Rows, Rows]:
+def _nearest(parts: Sequence[tuple[Rows, npt.NDArray[Any]]], k: int) -> tuple[Rows, Rows]:
     """The first k by (distance, row) of parts whose rows at one distance ascend."""
     if not parts:
         return np.zeros(0, np.int64), np.zeros(0, np.int64)
     rows, distances = (np.concatenate(part) for part in zip(*parts, strict=True))
-    order = np.argsort(distances, kind="stable")[:k]
-    return rows[order], distances[order]
+    order = np.argsort(distances, kind="stable")[:k]  # of short integers, numpy sorts by radix
+    return rows[order], distances[order].astype(np.int64)
 
 
 def _distances(block: Sequence[np.ndarray], query: Sequence[np.unsignedinteger]) -> np.ndarray:
@@ -334,13 +337,15 @@ def _distances(block: Sequence[np.ndarray], query: Sequence[np.unsignedinteger])
     return total
 
 
-if hasattr(np, "bitwise_count"):
-    _count_ones = np.bitwise_count
-else:  # numpy 1
-    _ONES = np.array([bin(value).count("1") for value in range(1 << 8)], np.uint8)
+_ONES = np.array([bin(value).count("1") for value in range(1 << 8)], np.uint8)
 
-    def _count_ones(words: np.ndarray) -> np.ndarray:  # type: ignore[misc]
-        return _ONES[words[:, None].view(np.uint8)].sum(axis=1, dtype=np.uint8)
+
+def ones_by_table(words: np.ndarray) -> npt.NDArray[np.uint8]:
+    """The number of ones of each word [n], for numpy 1, which has no `bitwise_count`."""
+    return _ONES[words[:, None].view(np.uint8)].sum(axis=1, dtype=np.uint8)
+
+
+_count_ones = getattr(np, "bitwise_count", ones_by_table)
 
 
 def write_model(file: IO[bytes], trained: TrainedModel) -> None:

@@ -1,0 +1,162 @@
+"""Search in many codes: build time, bytes, queries a second and recall of every backend (docs/search.md).
+
+    python -m benchmarks.search [--codes 100000,1000000,10000000] [--queries 100] [--threads 1]
+
+Codes are synthetic, 64 bits: a centre for every 1,000 codes, drawn uniformly; a code is a centre with each bit flipped
+with probability 1/8, and so is a query. All from a fixed seed. Two codes of one centre are 14 bits apart on average, of
+two centres 32. recall@10 is the share of 10 results that are no farther than the exact tenth: results at equal distance
+are equally good. Queries are timed one at a time (median) and all in one call (median of 5, backends in turn).
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import gc
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from utils.search_backends import FaissBackend, NumpyBackend, build_structure
+from utils.search_index import Index
+from utils.seeding import derive_seed
+
+RESULTS = Path(__file__).resolve().parent.parent / "results" / "search.csv"
+BITS, K, REPEATS = 64, 10, 5
+CODES_A_CENTRE = 1000
+HASHES = {(4, 16): (0, 1, 2), (3, 20): (0, 1)}  # (tables, bits of a key): flips
+PROBES = (1, 8, 32, 64, 256)
+
+
+def status(field: str) -> float:
+    """A line of /proc/self/status (Linux), in MB."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{field}:"):
+            return int(line.split()[1]) * 1024 / 1e6
+    raise KeyError(field)
+
+
+def draw(count: int, centres: np.ndarray, *key: int | str) -> np.ndarray:
+    """Packed codes uint8 [count, 8] around `centres` (uint64)."""
+    random = np.random.default_rng(derive_seed("search", *key))
+    codes = centres[random.integers(0, len(centres), count)]
+    flips = random.integers(0, 1 << 64, count, dtype=np.uint64)
+    for _ in range(2):  # three words: a bit is set in all of them with probability 1/8
+        flips &= random.integers(0, 1 << 64, count, dtype=np.uint64)
+    return (codes ^ flips).view(np.uint8).reshape(count, BITS // 8)
+
+
+def recall(found, exact) -> float:
+    """Mean over the queries of the share of `K` results no farther than the exact last one."""
+    shares = [(near <= best[-1]).sum() / K for (_, near), (_, best) in zip(found, exact, strict=True)]
+    return float(np.mean(shares))
+
+
+def measure(count: int, num_queries: int) -> list[dict[str, object]]:
+    """A row for each backend and setting."""
+    random = np.random.default_rng(derive_seed("search", "centres", count))
+    centres = random.integers(0, 1 << 64, max(1, count // CODES_A_CENTRE), dtype=np.uint64)
+    index = Index(draw(count, centres, "codes", count), (), None, BITS, {}, "")
+    queries = draw(num_queries, centres, "queries", count)
+    backends: list[tuple[dict[str, object], Callable[..., list[Any]]]] = []
+
+    def add(name: str, setting: str, built: tuple[float, float, float], search) -> None:
+        row = {"codes": count, "backend": name, "setting": setting}
+        seconds, disk, memory = built
+        row |= {"build (s)": round(seconds, 1), "disk (MB)": round(disk), "memory (MB)": round(memory)}
+        backends.append((row, search))
+
+    def structure(name: str, **options: int):
+        gc.collect()
+        before, start = status("VmRSS"), time.perf_counter()
+        result = build_structure(name, index.codes, **options)
+        seconds, memory = time.perf_counter() - start, status("VmRSS") - before
+        with tempfile.TemporaryDirectory() as folder:
+            import faiss
+
+            path = Path(folder) / "structure"
+            faiss.write_index_binary(result, str(path))
+            disk = path.stat().st_size / 1e6
+        print(f"{count:,} {name} {options}: built in {seconds:.1f} s", file=sys.stderr)
+        return result, (seconds, disk, memory)
+
+    own = NumpyBackend(index)
+    start = time.perf_counter()
+    own.search(queries[:1], K)
+    add("numpy", "", (time.perf_counter() - start, index.codes.nbytes / 1e6, index.codes.nbytes / 1e6), own.search)
+    flat, built = structure("flat")
+    add("flat", "", built, FaissBackend(index, "flat", flat).search)
+    ivf, built = structure("ivf")
+    for nprobe in PROBES:
+        if nprobe < ivf.nlist:
+
+            def search_ivf(codes, k, nprobe=nprobe):
+                return FaissBackend(index, "ivf", ivf, nprobe=nprobe).search(codes, k)
+
+            add("ivf", f"nlist {ivf.nlist}, nprobe {nprobe}", built, search_ivf)
+    for (nhash, bits), flips in HASHES.items():
+        tables, built = structure("multihash", nhash=nhash, bits=bits)
+        for nflip in flips:
+            backend = FaissBackend(index, "multihash", tables, nflip=nflip)
+            add("multihash", f"{nhash} × {bits} bits, nflip {nflip}", built, backend.search)
+
+    exact = own.search(queries, K)
+    batch: list[list[float]] = [[] for _ in backends]
+    for _ in range(REPEATS):
+        for place, (row, search) in enumerate(backends):
+            start = time.perf_counter()
+            found = search(queries, K)
+            batch[place].append(num_queries / (time.perf_counter() - start))
+            row["recall@10"] = round(recall(found, exact), 4)
+            if row["backend"] == "flat":  # the very same rows, not only as good
+                for own_result, result in zip(exact, found, strict=True):
+                    assert np.array_equal(own_result, result)
+    for place, (row, search) in enumerate(backends):
+        times = []
+        for query in queries:
+            start = time.perf_counter()
+            search(query[None], K)
+            times.append(time.perf_counter() - start)
+        row["one query (ms)"] = round(1000 * statistics.median(times), 3)
+        row["queries a second, together"] = round(statistics.median(batch[place]))
+    return [row for row, _ in backends]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Search in many synthetic codes.")
+    parser.add_argument("--codes", default="100000,1000000,10000000", help="how many, comma-separated")
+    parser.add_argument("--queries", type=int, default=100)
+    parser.add_argument("--threads", type=int, default=1, help="of faiss")
+    parser.add_argument("-o", "--output", type=Path, default=RESULTS, help="CSV [results/search.csv]")
+    arguments = parser.parse_args()
+    import faiss
+
+    faiss.omp_set_num_threads(arguments.threads)
+    rows = []
+    for count in map(int, arguments.codes.split(",")):
+        rows += measure(count, arguments.queries)
+        gc.collect()
+    with arguments.output.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    print("| " + " | ".join(rows[0]) + " |\n|" + " --- |" * len(rows[0]))
+    for row in rows:
+        print(
+            "| "
+            + " | ".join(f"{value:,}" if isinstance(value, int | float) else str(value) for value in row.values())
+            + " |"
+        )
+    print(f"\nfaiss {faiss.__version__}, threads: {arguments.threads}; peak memory {status('VmHWM'):,.0f} MB")
+
+
+if __name__ == "__main__":
+    main()
