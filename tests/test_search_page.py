@@ -8,8 +8,10 @@ import json
 import os
 import random
 import re
+import signal
 import socket
 import struct
+import subprocess
 import sys
 import threading
 import time
@@ -17,6 +19,7 @@ import zlib
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from urllib.request import Request, urlopen
 
 import numpy as np
 import pytest
@@ -24,13 +27,15 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from modules import AlexNetHash
 from tests.browser import CHROMIUM, Browser
 from tests.image_trees import photo
 from tests.small_networks import SmallImageNet
 from utils import search_page
 from utils.encode_files import encode_files
 from utils.errors import UserError
-from utils.local_server import Limits
+from utils.local_server import Limits, LocalServer
+from utils.search import main as search_command
 from utils.search_index import Index
 from utils.search_page import make_server
 from utils.trained import TrainedModel, fingerprint
@@ -530,6 +535,63 @@ def test_what_cannot_be_served(index, trained, server):
         make_server(index, trained, port=server.server_port)
     with pytest.raises(UserError, match="--port 70000"):
         make_server(index, trained, port=70_000)
+
+
+@pytest.mark.parametrize("number, status", [(signal.SIGINT, 0), (signal.SIGTERM, 128 + signal.SIGTERM)])
+def test_the_command_ends_by_a_signal(index, trained, tmp_path, monkeypatch, number, status):
+    index_without_model(index).save(tmp_path / "index")
+    monkeypatch.setattr(Index, "model", lambda self: trained)
+    signals = iter([number])  # one, when it serves
+    monkeypatch.setattr(LocalServer, "service_actions", lambda self: [os.kill(os.getpid(), one) for one in signals])
+    before = threading.active_count()
+    assert search_command(["serve", str(tmp_path / "index"), "--port", "0"]) == status
+    assert threading.active_count() <= before
+
+
+def index_without_model(index):
+    """A copy that does not share the module's folder."""
+    return Index(index.codes, index.names, index.labels, BITS, index.settings, index.fingerprint, images=index.images)
+
+
+def test_the_command_serves_a_real_network(index, tmp_path):
+    """AlexNet, read from the index, in a process of its own; the collection was moved since."""
+    torch.manual_seed(0)
+    model = AlexNetHash(BITS, weights=None).requires_grad_(False).eval()
+    settings = {"backbone": "alexnet", "code_length": BITS, "image_size": SIZE, "dataset": "folder"}
+    trained = TrainedModel(model, BITS, SIZE, "folder", settings, fingerprint(model.state_dict()))
+    moved = Index(index.codes, index.names, index.labels, BITS, trained.summary, trained.fingerprint, images=tmp_path)
+    moved.save(tmp_path / "index", trained)
+    command = [sys.executable, "-m", "utils.search", "serve", str(tmp_path / "index"), "--port", "0"]
+    process = subprocess.Popen([*command, "--images", str(index.images)], stdout=subprocess.PIPE, text=True)
+    try:
+        address = re.fullmatch(r"130 images: (http://127.0.0.1:\d+)/ \(Ctrl\+C ends it\)\n", process.stdout.readline())[
+            1
+        ]
+        with urlopen(f"{address}/thumbnail?row=4", timeout=60) as answer:
+            assert Image.open(answer).size == (SIZE, SIZE)
+        request = Request(f"{address}/search", index.path_of(4).read_bytes(), {"Content-Type": "image/png"})
+        with urlopen(request, timeout=60) as answer:
+            assert len(json.load(answer)["neighbours"]) == 10
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 0
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        (["--images-folder", "nowhere"], "--images-folder nowhere: there is no such folder."),
+        (["--run", "nowhere"], "nowhere"),
+        ([], "holds no model.pt"),
+    ],
+)
+def test_the_command_names_what_is_wrong(index, tmp_path, capsys, flags, words):
+    index_without_model(index).save(tmp_path / "index")
+    assert search_command(["serve", str(tmp_path / "index"), *flags]) == 2
+    assert words in capsys.readouterr().err
 
 
 # ---- 10,000 bad queries ----

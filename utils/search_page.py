@@ -209,14 +209,20 @@ def make_server(
 
 
 def serve(index: Index, trained: TrainedModel | None, host: str = "127.0.0.1", port: int = 8765) -> None:
-    """Serve the page until interrupted.
+    """Serve the page until a signal's exception ends it, which is passed on.
 
     Raises:
         UserError: see `make_server`.
     """
     with make_server(index, trained, host, port) as server:
         print(f"{len(index):,} images: {server.address} (Ctrl+C ends it)", flush=True)
-        server.serve_forever()
+        # In a thread of its own: there, a signal's exception would pass for an error of some request.
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        try:
+            thread.join()
+        finally:
+            server.shutdown()
 
 
 @contextmanager
