@@ -584,6 +584,19 @@ def assert_true_distances(index, queries, found):
 
 
 @needs_faiss
+def test_hundreds_of_ties_at_the_cut_are_put_in_order():
+    """Lists are read by their centres, so that faiss meets later rows first and keeps those."""
+    index, queries = make_index_and_queries(3000, 12)
+    structure = build_structure("ivf", index.codes, nlist=16)
+    backend = FaissBackend(index, "ivf", structure, nprobe=16)
+    exact = index.search(queries, 3)
+    assert [pairs(one) for one in backend.search(queries, 3)] == [pairs(one) for one in exact]
+    distances, rows = structure.search(queries, 3)
+    assert np.array_equal(distances, [near for _, near in exact])
+    assert not np.array_equal(np.sort(rows, axis=1), [np.sort(where) for where, _ in exact])
+
+
+@needs_faiss
 @pytest.mark.parametrize("code_length", [12, 32, 64, 100])
 def test_multihash_finds_all_within_a_radius(code_length):
     index, queries = make_index_and_queries(2000, code_length)
