@@ -29,6 +29,7 @@ from utils.search_backends import (
     build_structure,
     default_backend,
     default_nlist,
+    default_tables,
     open_backend,
 )
 from utils.search_index import Index, as_words, ones_by_table
@@ -586,7 +587,7 @@ def assert_true_distances(index, queries, found):
 @needs_faiss
 def test_hundreds_of_ties_at_the_cut_are_put_in_order():
     """Lists are read by their centres, so that faiss meets later rows first and keeps those."""
-    index, queries = make_index_and_queries(3000, 12)
+    index, queries = make_index_and_queries(20_000, 12)
     structure = build_structure("ivf", index.codes, nlist=16)
     backend = FaissBackend(index, "ivf", structure, nprobe=16)
     exact = index.search(queries, 3)
@@ -656,6 +657,8 @@ def test_the_backend_follows_the_number_of_codes(monkeypatch):
         "flat",
         "ivf",
     ]
+    assert default_tables(1000, 64) == (4, 16) and default_tables(10**7, 64) == (3, 21)
+    assert default_tables(1, 8) == (1, 8) and default_tables(1000, 104) == (6, 17)
     assert [default_nlist(count) for count in (1, 3, 4, 10**6, 10**7)] == [1, 1, 2, 512, 2048]
 
 

@@ -4,7 +4,7 @@
 - ``flat``: the same by faiss's IndexBinaryFlat. Exact, with the same result.
 - ``ivf``: codes are kept by their nearest of some thousand centres; a query looks at the lists of the `nprobe` nearest
   centres (IndexBinaryIVF). Approximate.
-- ``multihash``: a code is cut into pieces of about 16 bits, each the key of a table; a query looks up its pieces, and
+- ``multihash``: a code is cut into pieces of 16 bits or more, each the key of a table; a query looks up its pieces, and
   those with up to `nflip` bits flipped (IndexBinaryMultiHash). Approximate for the k nearest; exact within a radius.
 
 All give the same order, by (distance, row). faiss breaks ties in its own way, so all that tie at the cut are fetched.
@@ -26,8 +26,8 @@ BACKENDS = ("numpy", "flat", "ivf", "multihash")
 EXACT = ("numpy", "flat")
 
 MOST_FOR_NUMPY = 500_000  # codes; beyond, faiss's compiled loop is worth a dependency
-MOST_FOR_FLAT = 20_000_000  # codes; beyond, a query that compares all takes longer than a tenth of a second
-_KEY_BITS = 16  # of a piece: 65,536 keys fill a table's buckets evenly from a few hundred thousand codes on
+MOST_FOR_FLAT = 50_000_000  # codes; beyond, a query that compares all takes a thread a twentieth of a second and more
+_LEAST_KEY_BITS = 16
 _MORE = 32  # fetched beyond k, so that most ties at the cut are seen whole at once
 _TRAINING_CODES = 40  # a centre; faiss warns below 39
 _SEED = 1
@@ -187,7 +187,7 @@ def build_structure(
     Args:
         name: ``flat``, ``ivf`` or ``multihash``.
         nlist: centres (ivf); None: `default_nlist`. They are learnt from some 40 codes each, drawn with a fixed seed.
-        nhash, bits: tables and bits of a key (multihash); None: keys of about 16 bits that cover the code once.
+        nhash, bits: tables and bits of a key (multihash); None: `default_tables`.
     """
     import faiss
 
@@ -208,8 +208,8 @@ def build_structure(
         chosen = np.sort(np.random.default_rng(_SEED).choice(len(codes), number, replace=False))
         structure.train(codes[chosen])
     else:
-        nhash = nhash or max(1, round(width / _KEY_BITS))
-        structure = faiss.IndexBinaryMultiHash(width, nhash, bits or min(width // nhash, 64))
+        tables, key_bits = default_tables(len(codes), width)
+        structure = faiss.IndexBinaryMultiHash(width, nhash or tables, bits or key_bits)
     structure.add(codes)
     return structure
 
@@ -220,5 +220,14 @@ def default_nlist(count: int) -> int:
 
 
 def default_nprobe(nlist: int) -> int:
-    """Lists that a query looks at: one in 64, at least 8."""
-    return max(8, nlist // 64)
+    """Lists that a query looks at: one in 32, at least 8."""
+    return max(8, nlist // 32)
+
+
+def default_tables(count: int, width: int) -> tuple[int, int]:
+    """(tables, bits of a key) for n ≥ 1 codes of `width` bits; the keys cover the code once, but for a rest.
+
+    A key has 16 bits, or as many as leave eight codes a key on average; faiss takes at most 64.
+    """
+    tables = max(1, width // max(_LEAST_KEY_BITS, count.bit_length() - 4))
+    return tables, min(width // tables, 64)
