@@ -701,6 +701,14 @@ def test_ten_thousand_bad_queries_leave_it_answering(index, trained, caplog):
 
 FOUND = "document.querySelectorAll('#neighbours .tile').length"
 READY = f"{FOUND} && !document.querySelector('#results[aria-busy]')"
+WATCH_LAYOUT = """
+    window.shift = 0, window.moved = [];
+    new PerformanceObserver(list => list.getEntries().forEach(entry => {
+        shift += entry.value;
+        moved.push(...entry.sources.map(source => source.node?.id || source.node?.className));
+    }))
+        .observe({type: 'layout-shift', buffered: true});
+"""
 
 
 def neighbours_shown(browser):
@@ -720,6 +728,7 @@ def test_in_a_browser(server, index, trained, tmp_path):
     address = f"http://127.0.0.1:{server.server_port}/"
     browser = Browser(tmp_path / "profile")
     try:
+        browser.command("Page.addScriptToEvaluateOnNewDocument", source=WATCH_LAYOUT)
         browser.screen(1200, 900)
         browser.open(address)
         browser.wait("document.querySelectorAll('#items .tile').length === 60")
@@ -816,6 +825,12 @@ def test_in_a_browser(server, index, trained, tmp_path):
             assert browser.evaluate("document.documentElement.scrollWidth <= innerWidth"), width
             dark_page = browser.evaluate("getComputedStyle(document.body).backgroundColor.match(/\\d+/)[0] < 100")
             assert dark_page is dark
+        for width in (390, 1200):
+            browser.screen(width, 844)
+            browser.open("about:blank")
+            browser.open(f"{address}?row=12")
+            browser.wait(f"{READY} && document.querySelectorAll('#items .tile').length === 60")
+            assert browser.evaluate("shift") < 0.1, (width, browser.evaluate("moved"))  # what Web Vitals call good
         assert browser.problems == []
 
         # A damaged file: a sentence, and the page goes on.

@@ -307,3 +307,4 @@ document.addEventListener("drop", (event) => {
 
 window.addEventListener("popstate", () => show());
 show();
+document.querySelector("main").classList.remove("starting"); // all places are taken now: nothing jumps
