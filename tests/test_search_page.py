@@ -246,6 +246,33 @@ def test_folders_are_not_told(server):
         assert b"secret-folder" not in ask(server, path)[2]
 
 
+def test_names_of_any_bytes(trained, tmp_path):
+    names = [os.fsdecode(name) for name in (b"\xff.png", b"<img src=x onerror=alert(1)>.png", "Äpfel \n.png".encode())]
+    for seed, name in enumerate(names):
+        photo(seed, 20, 20).save(tmp_path / name)
+    codes = np.arange(12, dtype=np.uint8).reshape(3, 4)
+    index = Index(codes, names, names, BITS, {}, trained.fingerprint, images=tmp_path)
+    with serving(index, trained) as server:
+        items = ask_json(server, "/collection")["items"]
+        assert [item["name"] for item in items] == names and [item["labels"] for item in items] == [[n] for n in names]
+        for row in range(3):
+            assert ask(server, f"/thumbnail?row={row}")[0] == 200
+
+
+def test_an_ipv6_address(index):
+    try:
+        server = make_server(index, None, "::1", 0)
+    except UserError:
+        pytest.skip("this machine has no IPv6")
+    with server:
+        thread = threading.Thread(target=server.handle_request)
+        thread.start()
+        assert server.address == f"http://[::1]:{server.server_port}/"
+        with urlopen(server.address, timeout=60) as answer:
+            assert answer.status == 200
+        thread.join()
+
+
 def test_without_a_model_the_index_is_searched_all_the_same(index):
     with serving(index, None) as server:
         assert ask_json(server, "/collection")["uploads"] is False
