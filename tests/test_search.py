@@ -567,10 +567,11 @@ def test_ivf_that_looks_at_every_list_is_exact_and_one_list_is_not():
     index, queries = make_index_and_queries(2000, 32, distinct=200)
     structure = build_structure("ivf", index.codes, nlist=16)
     exact = [pairs(one) for one in index.search(queries, 10)]
-    every = FaissBackend(index, "ivf", structure, nprobe=16).search(queries, 10)
-    assert [pairs(one) for one in every] == exact
-    some = [pairs(one) for one in FaissBackend(index, "ivf", structure, nprobe=1).search(queries, 10)]
-    assert some != exact
+    every = FaissBackend(index, "ivf", structure, nprobe=16)
+    assert every.is_exact(None) and [pairs(one) for one in every.search(queries, 10)] == exact
+    one_list = FaissBackend(index, "ivf", structure, nprobe=1)
+    some = [pairs(one) for one in one_list.search(queries, 10)]
+    assert not one_list.is_exact(None) and some != exact
     assert_true_distances(index, queries, some)
     again = FaissBackend(index, "ivf", build_structure("ivf", index.codes, nlist=16), nprobe=1).search(queries, 10)
     assert [pairs(one) for one in again] == some  # the centres are learnt the same each time
@@ -608,8 +609,9 @@ def test_multihash_finds_all_within_a_radius(code_length):
         assert any(found) or radius == 0
     assert_true_distances(index, queries, [pairs(one) for one in backend.search(queries, 10)])
     if code_length == 64:
-        narrow = FaissBackend(index, "multihash", backend.structure, nflip=0).search(queries, radius=7)
-        assert [pairs(one) for one in narrow] != found
+        narrow = FaissBackend(index, "multihash", backend.structure, nflip=0)
+        assert [pairs(one) for one in narrow.search(queries, radius=7)] != found
+        assert backend.is_exact(7) and narrow.is_exact(3) and not narrow.is_exact(4) and not backend.is_exact(None)
 
 
 @needs_faiss
@@ -625,11 +627,11 @@ def test_a_stored_structure_is_used_and_checked(kind, run_folder, photos, tmp_pa
         backend = open_backend(index)
         assert backend.name == kind
     capsys.readouterr()
-    assert main(["query", str(folder), query, "--device", "cpu"]) == 0
+    assert main(["query", str(folder), query, "--device", "cpu", "--nprobe", "1"]) == 0
     assert f"Searched by {kind}, which may miss neighbours" in capsys.readouterr().out
     for other in ("numpy", "flat"):
         answer = query_json(capsys, folder, query, "--backend", other)
-        assert answer["backend"] == other and answer["queries"][0]["neighbours"][0]["distance"] == 0
+        assert answer["backend"] == other and answer["exact"] and answer["queries"][0]["neighbours"][0]["distance"] == 0
     flip(folder / "faiss.bin")
     assert main(["query", str(folder), query, "--device", "cpu"]) == 2
     assert "faiss.bin: has changed" in capsys.readouterr().err
@@ -649,14 +651,8 @@ def test_without_faiss_numpy_searches_and_the_others_are_refused(tmp_path, monke
 
 def test_the_backend_follows_the_number_of_codes(monkeypatch):
     monkeypatch.setattr(search_backends, "faiss_is_there", lambda: True)
-    small, large = search_backends.MOST_FOR_NUMPY, search_backends.MOST_FOR_FLAT
-    assert [default_backend(count) for count in (1, small, small + 1, large, large + 1)] == [
-        "numpy",
-        "numpy",
-        "flat",
-        "flat",
-        "ivf",
-    ]
+    most = search_backends.MOST_FOR_EXACT
+    assert [default_backend(count) for count in (1, most, most + 1)] == ["numpy", "numpy", "ivf"]
     assert default_tables(1000, 64) == (4, 16) and default_tables(10**7, 64) == (3, 21)
     assert default_tables(1, 8) == (1, 8) and default_tables(1000, 104) == (6, 17)
     assert [default_nlist(count) for count in (1, 3, 4, 10**6, 10**7)] == [1, 1, 2, 512, 2048]

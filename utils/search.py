@@ -25,7 +25,7 @@ from .errors import UserError
 from .gallery import THUMBNAIL, Gallery, gallery_figure
 from .interrupt import Interrupted
 from .plot_style import FORMATS
-from .search_backends import BACKENDS, EXACT, build_structure, default_backend, open_backend, require_faiss
+from .search_backends import BACKENDS, EXACT, Backend, build_structure, default_backend, open_backend, require_faiss
 from .search_index import DEFAULT_K, Index, Rows, require_index_place
 from .search_page import serve
 from .trained import load_model, require_place
@@ -133,7 +133,7 @@ def query(
     batch_size: int = 64,
     device: Any = "cpu",
     num_workers: int = 0,
-) -> tuple[list[tuple[str, Rows, Rows]], list[tuple[str, str]], str]:
+) -> tuple[list[tuple[str, Rows, Rows]], list[tuple[str, str]], Backend]:
     """Search an index for images.
 
     Args:
@@ -144,7 +144,7 @@ def query(
         batch_size, device, num_workers: as for `utils.encode_files.encode_files`.
 
     Returns:
-        (path, rows, distances) of each image; (path, reason) of those that cannot be read; the backend's name.
+        (path, rows, distances) of each image; (path, reason) of those that cannot be read; what searched.
 
     Raises:
         UserError: none can be read, or the index is of another model.
@@ -172,7 +172,7 @@ def query(
     if not found:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in unreadable[:3])
         raise UserError(f"None of the {len(paths)} query images could be read ({reasons}).")
-    return found, unreadable, searcher.name
+    return found, unreadable, searcher
 
 
 def table(index: Index, found: Sequence[tuple[str, Rows, Rows]]) -> str:
@@ -194,7 +194,11 @@ def table(index: Index, found: Sequence[tuple[str, Rows, Rows]]) -> str:
 
 
 def as_json(
-    index: Index, found: Sequence[tuple[str, Rows, Rows]], unreadable: Sequence[tuple[str, str]], backend: str
+    index: Index,
+    found: Sequence[tuple[str, Rows, Rows]],
+    unreadable: Sequence[tuple[str, str]],
+    backend: Backend,
+    radius: int | None,
 ) -> dict[str, Any]:
     """What `--json` prints (docs/search.md)."""
 
@@ -207,7 +211,8 @@ def as_json(
         "images": len(index),
         "code_length": index.code_length,
         "fingerprint": index.fingerprint,
-        "backend": backend,
+        "backend": backend.name,
+        "exact": backend.is_exact(radius),
         "queries": [
             {"image": path, "neighbours": list(map(neighbour, rows.tolist(), distances.tolist()))}
             for path, rows, distances in found
@@ -373,11 +378,11 @@ def _query(options: argparse.Namespace) -> None:
     for path, reason in unreadable:
         print(f"{printable(path)}: skipped ({reason})", file=sys.stderr)
     if options.json:
-        print(json.dumps(as_json(index, found, unreadable, backend), indent=1))
+        print(json.dumps(as_json(index, found, unreadable, backend, options.radius), indent=1))
     else:
         print(table(index, found))
-        if backend not in EXACT:
-            print(f"\nSearched by {backend}, which may miss neighbours; --backend flat misses none.")
+        if not backend.is_exact(options.radius):
+            print(f"\nSearched by {backend.name}, which may miss neighbours; --backend flat misses none.")
     if options.figure is not None:
         gallery_figure(options.figure, gallery_of_files(index, found))
         print(f"Picture written to {options.figure}", file=sys.stderr)

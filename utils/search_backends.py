@@ -25,8 +25,7 @@ from .search_index import FAISS, Index, Rows, check_file, described_file
 BACKENDS = ("numpy", "flat", "ivf", "multihash")
 EXACT = ("numpy", "flat")
 
-MOST_FOR_NUMPY = 500_000  # codes; beyond, faiss's compiled loop is worth a dependency
-MOST_FOR_FLAT = 50_000_000  # codes; beyond, a query that compares all takes a thread a twentieth of a second and more
+MOST_FOR_EXACT = 50_000_000  # codes; beyond, comparing all takes a thread a twentieth of a second and more
 _LEAST_KEY_BITS = 16
 _MORE = 32  # fetched beyond k, so that most ties at the cut are seen whole at once
 _TRAINING_CODES = 40  # a centre; faiss warns below 39
@@ -42,6 +41,10 @@ class Backend(Protocol):
 
     name: str
 
+    def is_exact(self, radius: int | None) -> bool:
+        """Whether a search within `radius`, or without one, misses nothing."""
+        ...
+
     def search(
         self, query_codes: npt.ArrayLike, k: int | None = None, radius: int | None = None
     ) -> list[tuple[Rows, Rows]]:
@@ -56,6 +59,10 @@ class NumpyBackend:
 
     def __init__(self, index: Index) -> None:
         self.search = index.search
+
+    def is_exact(self, radius: int | None) -> bool:
+        """As `Backend.is_exact`."""
+        return True
 
 
 class FaissBackend:
@@ -75,6 +82,12 @@ class FaissBackend:
         self.index, self.name, self.structure, self.nflip = index, name, structure, nflip
         if name == "ivf":
             structure.nprobe = min(nprobe or default_nprobe(structure.nlist), structure.nlist)
+
+    def is_exact(self, radius: int | None) -> bool:
+        """As `Backend.is_exact`."""
+        if self.name == "multihash":
+            return radius is not None and self._flips(radius) >= min(radius // self.structure.nhash, self.structure.b)
+        return self.name == "flat" or self.structure.nprobe == self.structure.nlist
 
     def search(
         self, query_codes: npt.ArrayLike, k: int | None = None, radius: int | None = None
@@ -124,10 +137,11 @@ def first(rows: npt.NDArray[Any], distances: npt.NDArray[Any], k: int) -> tuple[
 
 
 def default_backend(count: int) -> str:
-    """By the number of codes; without faiss always ``numpy``."""
-    if count <= MOST_FOR_NUMPY or not faiss_is_there():
-        return "numpy"
-    return "flat" if count <= MOST_FOR_FLAT else "ivf"
+    """``numpy`` up to `MOST_FOR_EXACT` codes, and always without faiss; beyond, ``ivf``.
+
+    Never ``flat``: one thread compares as fast here as there (docs/search.md).
+    """
+    return "ivf" if count > MOST_FOR_EXACT and faiss_is_there() else "numpy"
 
 
 def faiss_is_there() -> bool:
