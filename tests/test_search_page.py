@@ -482,7 +482,7 @@ def test_the_length_must_be_stated(server, lines):
 
 def test_a_refusal_arrives_though_the_sender_has_not_read_it_yet(index, trained):
     with serving(index, trained, limits=Limits(body_bytes=1000)) as server:
-        assert ask_json(server, "/search", bytes(3_000_000), status=413)["error"]
+        assert ask_json(server, "/search", bytes(15_000_000), status=413)["error"]
         assert b" 400 " in send_raw(server, post_head(server, "Content-Length: 900") + b"cut")
 
 
