@@ -20,7 +20,7 @@ from data import load_data
 from data.data_loader import eval_batches
 from modules import AlexNetHash, image_network
 from tests.encode_small import make_run
-from tests.image_trees import folder_tree, photo, save_photo
+from tests.image_trees import photo, save_photo
 from tests.small_networks import SmallImageNet
 from utils import code_file, encode_files, trained
 from utils.encode import encode
@@ -31,24 +31,6 @@ from utils.hamming import pack_words
 from utils.trained import TrainedModel, export_model, fingerprint, load_model
 
 BITS, SIZE = 12, 32
-
-
-@pytest.fixture
-def small(monkeypatch):
-    """Runs load the small network instead of a real one."""
-    monkeypatch.setattr(trained, "image_network", SmallImageNet)
-
-
-@pytest.fixture
-def run_folder(tmp_path, small):
-    return make_run(tmp_path / "run")
-
-
-@pytest.fixture
-def photos(tmp_path):
-    """Nested folders with names outside ASCII, 30 images of several kinds."""
-    folder_tree(tmp_path / "photos")
-    return tmp_path / "photos"
 
 
 def read(path):

@@ -17,8 +17,7 @@ from PIL import Image
 from data import load_data
 from dataset import export_digits
 from tests.encode_small import make_run, use_small_parts
-from tests.image_trees import folder_tree, save_photo
-from tests.small_networks import SmallImageNet
+from tests.image_trees import save_photo
 from utils import encode_command, encode_files, gallery, search, search_backends, search_index, trained
 from utils.encode_files import prepare_image
 from utils.errors import UserError
@@ -276,24 +275,6 @@ def test_a_damaged_index_is_refused_with_a_sentence(tmp_path, name, capsys):
 
 
 # ---- build and query ----
-
-
-@pytest.fixture
-def small(monkeypatch):
-    """Runs load the small network instead of a real one."""
-    monkeypatch.setattr(trained, "image_network", SmallImageNet)
-
-
-@pytest.fixture
-def run_folder(tmp_path, small):
-    return make_run(tmp_path / "run")
-
-
-@pytest.fixture
-def photos(tmp_path):
-    """30 images in three class folders."""
-    folder_tree(tmp_path / "photos")
-    return tmp_path / "photos"
 
 
 @pytest.fixture

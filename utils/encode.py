@@ -20,7 +20,7 @@ def encode(model_image: nn.Module, dataset, *, batch_size: int, device: torch.de
         dataset: a `data` ImageDataset.
         batch_size: images at once.
         device: where model_image lies.
-        num_workers: processes that read images ahead.
+        num_workers: threads that read images ahead.
 
     Returns:
         Codes [n, K] float32 in ±1 on the CPU. The model's training mode is put back.
@@ -56,9 +56,8 @@ def network_codes(model_image: nn.Module, model_label: nn.Module, dataset, run: 
         model_image, dataset, run.settings.batch_size, run.device, num_workers=run.settings.num_workers
     )
     with torch.inference_mode():
-        label_code = model_label(dataset.labels.to(run.device, image_code.dtype))[
-            1
-        ]  # nothing in it depends on the mode
+        # Nothing in the label network depends on the mode.
+        _, label_code = model_label(dataset.labels.to(run.device, image_code.dtype))
     return torch.stack((image_code, label_code, torch.zeros_like(image_code)))
 
 

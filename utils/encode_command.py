@@ -6,11 +6,9 @@ import argparse
 import contextlib
 import os
 import re
-import signal
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -23,6 +21,7 @@ from data.text_lists import read_names
 
 from . import distributed
 from .code_file import write_codes
+from .command import add_encoding_flags, require_least, run_command
 from .devices import choose_device
 from .encode_files import encode_files
 from .encode_shards import Job, encode_share, merge, require_own_parts
@@ -142,11 +141,7 @@ def _parser() -> argparse.ArgumentParser:
         "-o", "--output", type=Path, default=Path("codes.npz"), metavar="FILE", help="what to write [codes.npz]"
     )
     parser.add_argument("--code-length", type=int, metavar="K", help="bits, where the run has models of several")
-    parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="images at once on a GPU [64]")
-    parser.add_argument("--device", default="auto", help="auto (a GPU where there is one), cpu, cuda or cuda:N [auto]")
-    parser.add_argument(
-        "--num-workers", type=int, default=0, metavar="N", help="threads that read images ahead; 0: one a processor"
-    )
+    add_encoding_flags(parser)
     parser.add_argument(
         "--shard", metavar="I/N", help="hash share I of N, from 0, where torchrun does not start the processes"
     )
@@ -160,34 +155,11 @@ def _parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run with the given command line; returns the exit status: 0, 2 for what the user can mend, 130 or 143."""
     options = _parser().parse_intermixed_args(arguments)  # options between the images too
-    before = signal.signal(signal.SIGTERM, _stop)
-    try:
-        _run(options)
-    except UserError as error:
-        print(f"python -m utils.encode: {error}", file=sys.stderr)
-        return 2
-    except (KeyboardInterrupt, Interrupted) as error:
-        stopped = error if isinstance(error, Interrupted) else Interrupted(signal.SIGINT)
-        kept = "; ".join(getattr(error, "__notes__", ["nothing was written"]))
-        print(f"python -m utils.encode: stopped by {stopped}; {kept}.", file=sys.stderr)
-        return stopped.status
-    finally:
-        signal.signal(signal.SIGTERM, before)
-    return 0
-
-
-def _stop(number: int, frame: FrameType | None) -> None:
-    raise Interrupted(number)
+    return run_command("python -m utils.encode", lambda: _run(options))
 
 
 def _run(options: argparse.Namespace) -> None:
-    for flag, value, least in (
-        ("--batch-size", options.batch_size, 1),
-        ("--num-workers", options.num_workers, 0),
-        ("--code-length", 1 if options.code_length is None else options.code_length, 1),
-    ):
-        if value < least:
-            raise UserError(f"{flag} {value}: must be {least} or more.")
+    require_least(options, batch_size=1, num_workers=0, code_length=1)
     if options.export is not None:
         if options.images or options.shard or options.merge:
             raise UserError(

@@ -6,11 +6,9 @@ import argparse
 import contextlib
 import json
 import os
-import signal
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -18,17 +16,17 @@ from PIL import Image, ImageOps
 
 from data.decode import BadImage, decode
 
+from .command import add_encoding_flags, require_least, run_command
 from .devices import choose_device
 from .encode_command import encode_to_file, find_images
 from .encode_files import encode_files
 from .errors import UserError
 from .gallery import THUMBNAIL, Gallery, gallery_figure
-from .interrupt import Interrupted
 from .plot_style import FORMATS
 from .search_backends import BACKENDS, EXACT, Backend, build_structure, default_backend, open_backend, require_faiss
 from .search_index import DEFAULT_K, Index, Rows, require_index_place
 from .search_page import serve
-from .trained import load_model, require_place
+from .trained import TrainedModel, load_model, require_place
 
 MOST_IN_FIGURE = 10  # queries, and neighbours of each
 _MISSING = 208  # grey of an image that cannot be read any more
@@ -120,6 +118,15 @@ def _of_names(sources: Iterable[tuple[str, str, str]], names: Iterable[str]) -> 
         yield next(source for source in rest if source[0] == name)
 
 
+def model_of(index: Index, run: str | Path | None) -> TrainedModel:
+    """The model that made the codes: of `run`, or the one that the index holds. UserError where it is another."""
+    if run is None:
+        return index.model()
+    trained = load_model(run, index.code_length)
+    index.matches(trained)
+    return trained
+
+
 def query(
     index: Index,
     images: Iterable[str],
@@ -151,11 +158,7 @@ def query(
     """
     index.checked(np.zeros((0, index.codes.shape[1]), np.uint8), k, radius)
     paths = find_images(images)
-    if run is None:
-        trained = index.model()
-    else:
-        trained = load_model(run, index.code_length)
-        index.matches(trained)
+    trained = model_of(index, run)
     searcher = open_backend(index, backend, nprobe=nprobe, nflip=nflip)
     unreadable: list[tuple[str, str]] = []
     found: list[tuple[str, Rows, Rows]] = []
@@ -267,11 +270,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="build | query | serve")
     encoding = argparse.ArgumentParser(add_help=False)
-    encoding.add_argument("--device", default="auto", help="auto (a GPU where there is one), cpu, cuda, cuda:N [auto]")
-    encoding.add_argument("--batch-size", type=int, default=64, metavar="N", help="images at once on a GPU [64]")
-    encoding.add_argument(
-        "--num-workers", type=int, default=0, metavar="N", help="threads that read images ahead; 0: one a processor"
-    )
+    add_encoding_flags(encoding)
     encoding.add_argument(
         "--backend", choices=("auto", *BACKENDS), default="auto", help="how to search; auto: by the number of codes"
     )
@@ -308,36 +307,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run with the given command line; returns the exit status: 0, 2 for what the user can mend, 130 or 143."""
     parser = _parser()
     options = parser.parse_args(arguments)
-    before = signal.signal(signal.SIGTERM, _stop)
-    try:
-        {"build": _build, "query": _query, "serve": _serve}[options.command](options)
-    except UserError as error:
-        print(f"python -m utils.search: {error}", file=sys.stderr)
-        return 2
-    except (KeyboardInterrupt, Interrupted) as error:
-        stopped = error if isinstance(error, Interrupted) else Interrupted(signal.SIGINT)
-        kept = "; ".join(getattr(error, "__notes__", ["nothing was written"]))
-        print(f"python -m utils.search: stopped by {stopped}; {kept}.", file=sys.stderr)
-        return stopped.status
-    finally:
-        signal.signal(signal.SIGTERM, before)
-    return 0
-
-
-def _stop(number: int, frame: FrameType | None) -> None:
-    raise Interrupted(number)
-
-
-def _require_least(options: argparse.Namespace, **least: int) -> None:
-    for name, smallest in least.items():
-        value = getattr(options, name)
-        if value is not None and value < smallest:
-            flag = f"-{name}" if len(name) == 1 else f"--{name.replace('_', '-')}"
-            raise UserError(f"{flag} {value}: must be {smallest} or more.")
+    commands = {"build": _build, "query": _query, "serve": _serve}
+    return run_command("python -m utils.search", lambda: commands[options.command](options))
 
 
 def _build(options: argparse.Namespace) -> None:
-    _require_least(options, batch_size=1, num_workers=0, code_length=1)
+    require_least(options, batch_size=1, num_workers=0, code_length=1)
     index, skipped = build(
         options.run,
         options.images,
@@ -353,7 +328,7 @@ def _build(options: argparse.Namespace) -> None:
 
 
 def _query(options: argparse.Namespace) -> None:
-    _require_least(options, batch_size=1, num_workers=0, k=1, radius=0, nprobe=1, nflip=0)
+    require_least(options, batch_size=1, num_workers=0, k=1, radius=0, nprobe=1, nflip=0)
     if options.figure is not None:
         if options.figure.suffix[1:] not in FORMATS:
             raise UserError(f"--figure {options.figure}: pictures are written as {' or '.join(FORMATS)}; name it so.")
@@ -394,7 +369,7 @@ def _serve(options: argparse.Namespace) -> None:
         if not options.images_folder.is_dir():
             raise UserError(f"--images-folder {options.images_folder}: there is no such folder.")
         index.images = options.images_folder
-    trained = index.model() if options.run is None else load_model(options.run, index.code_length)
+    trained = model_of(index, options.run)
     with contextlib.suppress(KeyboardInterrupt):  # the way to end it
         serve(index, trained, options.host, options.port)
 
