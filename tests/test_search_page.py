@@ -569,7 +569,13 @@ def test_the_command_ends_by_a_signal(index, trained, tmp_path, monkeypatch, num
     index_without_model(index).save(tmp_path / "index")
     monkeypatch.setattr(Index, "model", lambda self: trained)
     signals = iter([number])  # one, when it serves
-    monkeypatch.setattr(LocalServer, "service_actions", lambda self: [os.kill(os.getpid(), one) for one in signals])
+
+    class Signalling(LocalServer):  # not LocalServer itself: the module's server polls too, and would send it too early
+        def service_actions(self):
+            for one in signals:
+                os.kill(os.getpid(), one)
+
+    monkeypatch.setattr(search_page, "LocalServer", Signalling)
     before = threading.active_count()
     assert search_command(["serve", str(tmp_path / "index"), "--port", "0"]) == status
     assert threading.active_count() <= before

@@ -223,6 +223,7 @@ def serve(index: Index, trained: TrainedModel | None, host: str = "127.0.0.1", p
             thread.join()
         finally:
             server.shutdown()
+            thread.join()
 
 
 @contextmanager
