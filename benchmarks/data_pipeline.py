@@ -12,6 +12,9 @@ The JPEG files are 500 x 375 pixels, made here: smooth structure with film grain
 Threads: what torch uses by default (one a processor); a second figure has one thread only. The ratio is to the usual
 way with the number of threads that is the faster one for it. The usual way takes the first 128 images only: its images
 a second do not depend on how many there are, and on a busy machine it is slow.
+
+Two processes take turns. The usual way's has the C library's defaults. Ours keeps freed memory, as run.py has it do;
+what that alone does for the usual way is the line "usual way, freed memory kept".
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from __future__ import annotations
 import argparse
 import csv
 import logging
+import multiprocessing
 import os
 import pickle
 import platform
@@ -27,8 +31,11 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -41,6 +48,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from data import load_data
 from data.data_loader import train_batches
 from data.transform import IMAGENET_MEAN, IMAGENET_STD
+from utils.devices import keep_freed_memory
+
+Ways: TypeAlias = dict[str, Callable[[], int]]
 
 BATCH_SIZE = 64
 USUAL_IMAGES = 128
@@ -122,15 +132,18 @@ def with_threads(threads: int, work: Callable[[], int]) -> int:
         torch.set_num_threads(before)
 
 
-def jpeg_ways(folder: Path, count: int) -> dict[str, Callable[[], int]]:
+def make_jpegs(folder: Path, count: int) -> None:
     random = np.random.default_rng(0)
     for index in range(count):
         path = folder / f"class{index % 10}" / f"{index}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         photo_like(random).save(path, quality=87)
-    paths = sorted(folder.rglob("*.jpg"))
-    mean_size = statistics.mean(path.stat().st_size for path in paths)
+    mean_size = statistics.mean(path.stat().st_size for path in folder.rglob("*.jpg"))
     print(f"{count} JPEG files of 500 x 375 pixels, {mean_size / 1000:.0f} kB on average")
+
+
+def jpeg_ways(folder: Path) -> Ways:
+    paths = sorted(folder.rglob("*.jpg"))
 
     def usual() -> int:
         return consume(DataLoader(UsualFiles(paths[:USUAL_IMAGES]), batch_size=BATCH_SIZE, shuffle=True))
@@ -144,19 +157,19 @@ def jpeg_ways(folder: Path, count: int) -> dict[str, Callable[[], int]]:
             file.unlink()
         return one_pass()
 
-    cold()
     database = load_data("folder", folder, num_query=10).database
     rows = list(range(len(database)))
     return {
         "usual way": usual,
         "usual way, 1 thread": lambda: with_threads(1, usual),
+        "usual way, freed memory kept": usual,
         "cold": cold,
         "warm": lambda: ours(database, rows),
         "warm, 1 thread": lambda: with_threads(1, lambda: ours(database, rows)),
     }
 
 
-def cifar_ways(folder: Path, count: int) -> dict[str, Callable[[], int]]:
+def make_cifar10(folder: Path, count: int) -> None:
     random = np.random.default_rng(1)
     target = folder / "cifar-10-batches-py"
     target.mkdir()
@@ -164,6 +177,9 @@ def cifar_ways(folder: Path, count: int) -> dict[str, Callable[[], int]]:
         data = random.integers(0, 256, (count // 6, 3072), dtype=np.uint8)
         batch = {"data": data, "labels": [index % 10 for index in range(len(data))]}
         (target / name).write_bytes(pickle.dumps(batch))
+
+
+def cifar10_ways(folder: Path) -> Ways:
     database = load_data("cifar-10", folder, num_query=10).database
     rows = list(range(len(database)))
     pixels = np.stack([image.permute(1, 2, 0).numpy() for image in database.pixels(rows)])
@@ -174,6 +190,7 @@ def cifar_ways(folder: Path, count: int) -> dict[str, Callable[[], int]]:
     return {
         "usual way": usual,
         "usual way, 1 thread": lambda: with_threads(1, usual),
+        "usual way, freed memory kept": usual,
         "warm": lambda: ours(database, rows),
         "warm, 1 thread": lambda: with_threads(1, lambda: ours(database, rows)),
     }
@@ -183,13 +200,45 @@ def ours(database, rows: list[int]) -> int:
     return consume(train_batches(database, rows, batch_size=BATCH_SIZE, key=(0, "benchmark"), augment="crop-flip"))
 
 
-def measure(ways: dict[str, Callable[[], int]], rounds: int) -> dict[str, list[float]]:
-    for way in ways.values():
-        way()  # file cache, allocator
-    figures: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(rounds):
-        for name, way in ways.items():
-            figures[name].append(timed(way))
+COLLECTIONS = {"JPEG 500x375": (make_jpegs, jpeg_ways), "CIFAR-10 size": (make_cifar10, cifar10_ways)}
+
+
+def work(collection: str, folder: Path, keep: bool, connection: Connection) -> None:
+    """A process: tells its ways, then goes one each time it is asked and answers with images a second."""
+    logging.getLogger("data").setLevel(logging.ERROR)
+    if keep:
+        keep_freed_memory()
+    ways = COLLECTIONS[collection][1](folder)
+    connection.send(list(ways))
+    while name := connection.recv():
+        connection.send(timed(ways[name]))
+
+
+@contextmanager
+def process(collection: str, folder: Path, keep: bool) -> Iterator[Connection]:
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    worker = context.Process(target=work, args=(collection, folder, keep, theirs), daemon=True)
+    worker.start()
+    theirs.close()
+    yield ours
+    ours.send("")
+    worker.join()
+
+
+def measure(collection: str, folder: Path, rounds: int) -> dict[str, list[float]]:
+    """Images a second of each way, `rounds` times in turn after two rounds that do not count."""
+    with process(collection, folder, keep=False) as plain, process(collection, folder, keep=True) as kept:
+        names = plain.recv()
+        kept.recv()
+        figures: dict[str, list[float]] = {name: [] for name in names}
+        for turn in range(2 + rounds):
+            for name in names:
+                one = plain if name in ("usual way", "usual way, 1 thread") else kept
+                one.send(name)
+                value = one.recv()
+                if turn >= 2:  # before, file cache and allocators
+                    figures[name].append(value)
     return figures
 
 
@@ -198,13 +247,13 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="fewer images; results/ is left alone")
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
-    logging.getLogger("data").setLevel(logging.ERROR)
     jpegs, small = (128, 600) if arguments.quick else (320, 1200)
     rows = []
-    for collection, build, count in (("JPEG 500x375", jpeg_ways, jpegs), ("CIFAR-10 size", cifar_ways, small)):
+    for collection, count in zip(COLLECTIONS, (jpegs, small), strict=True):
         folder = Path(tempfile.mkdtemp())
         try:
-            figures = measure(build(folder, count), arguments.rounds)
+            COLLECTIONS[collection][0](folder, count)
+            figures = measure(collection, folder, arguments.rounds)
         finally:
             shutil.rmtree(folder)
         # On a busy machine two threads that wait for each other can be slower than one: compare with the better.

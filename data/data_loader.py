@@ -19,7 +19,7 @@ import torch
 
 from data.image_dataset import ImageDataset
 from data.pixels import MemoryPixels
-from data.transform import AUGMENTATIONS, draw_windows
+from data.transform import AUGMENTATIONS, BatchResampler, draw_windows
 from utils.errors import UserError
 from utils.seeding import generator
 
@@ -27,6 +27,9 @@ Batch: TypeAlias = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 _AHEAD = 2  # batches made ahead of the one in use
 _PARTS = 4  # parts of a batch for each thread
+# Pixels a side from which on a CPU makes augmented batches of images in memory as a whole. Smaller images cost next to
+# nothing beside a training step, and one at a time their pixels are torchvision's to the bit.
+_WHOLE_FROM = 128
 
 
 class _Buffers:
@@ -61,10 +64,12 @@ class BatchLoader:
         num_workers: int = 0,
         channels_last: bool = False,
         num_batches: int | None = None,
+        whole: bool = False,
     ) -> None:
         """`index` is int64 [n] in the order of the batches, `table` the n windows (transform.py).
 
         `num_batches` cuts it into so many batches of sizes as even as can be, in place of full ones and a remainder.
+        `whole` makes each batch as a whole, by all torch threads when it is asked for; needs images in memory.
         """
         if batch_size < 1:
             raise UserError(f"--batch-size must be 1 or more, not {batch_size}.")
@@ -75,6 +80,8 @@ class BatchLoader:
         self.channels_last = channels_last
         self._index = index
         self._table = table
+        self._whole = whole
+        self._by_matrices = self.device.type != "cpu"
         self._cuts = [*range(0, len(index), batch_size), len(index)] if len(index) else [0]
         if num_batches is not None:
             self._cuts = np.linspace(0, len(index), num_batches + 1).astype(int).tolist()
@@ -83,11 +90,8 @@ class BatchLoader:
         return len(self._cuts) - 1
 
     def __iter__(self) -> Iterator[Batch]:
-        if self.device.type != "cpu" and isinstance(self.dataset.source, MemoryPixels):
-            for low, high in itertools.pairwise(self._cuts):
-                index, rows, table = self._part(low, high)
-                images = self.dataset.source.make_on(self.device, rows, table, self.dataset.image_size)
-                yield self._finish(images, index)
+        if isinstance(self.dataset.source, MemoryPixels) and (self._whole or self._by_matrices):
+            yield from self._whole_batches(self.dataset.source)
             return
         size = self.dataset.image_size
         buffers = _Buffers((min(self.batch_size, len(self._index)), 3, size, size))
@@ -109,6 +113,20 @@ class BatchLoader:
                     del batch  # the caller's tensors alone decide when the memory is free
             finally:
                 executor.shutdown(wait=True, cancel_futures=True)
+
+    def _whole_batches(self, source: MemoryPixels) -> Iterator[Batch]:
+        if not len(self._table):
+            return
+        stored = source.on(self.device)
+        resampler = BatchResampler(self._table, self.dataset.image_size, self.device)
+        for low, high in itertools.pairwise(self._cuts):
+            index, rows, _ = self._part(low, high)
+            pixels = stored[torch.from_numpy(rows).to(self.device)]
+            if self._by_matrices:
+                images = resampler.by_matrices(pixels, slice(low, high))
+            else:
+                images = resampler.by_sums(pixels, slice(low, high), self.channels_last)
+            yield self._finish(images, index)
 
     def _part(self, low: int, high: int) -> tuple[torch.Tensor, np.ndarray, np.ndarray]:
         index = self._index[low:high]
@@ -169,6 +187,7 @@ def train_batches(
         augment: "crop-flip": RandomResizedCrop(S) and a mirror image of every second one, torchvision's law;
             "crop": 60 to 100 % of the area, width / height 9/10 to 10/9, never mirrored; "none": as in evaluation.
         num_workers: threads that make batches ahead; 0: a batch is made when it is asked for, by all torch threads.
+            Augmented images of 128 pixels or more that come from memory are made that way whatever it is.
         channels_last: images in torch.channels_last memory format.
         share: (i, n) gives every n-th image from the i-th on, in as many batches as every other share has.
 
@@ -187,13 +206,21 @@ def train_batches(
     else:
         table = draw_windows(dataset.source.sizes[rows], dataset.image_size, law, random)
     part, parts = share
+    num_batches = None
     if parts > 1:
         num_batches = -(-len(range(0, len(index), parts)) // batch_size)  # of the largest share
-        mine = slice(part, None, parts)
-        return BatchLoader(
-            dataset, index[mine], table[mine], batch_size, device, num_workers, channels_last, num_batches
-        )
-    return BatchLoader(dataset, index, table, batch_size, device, num_workers, channels_last)
+        index, table = index[part::parts], table[part::parts]
+    return BatchLoader(
+        dataset,
+        index,
+        table,
+        batch_size,
+        device,
+        num_workers,
+        channels_last,
+        num_batches,
+        whole=law is not None and dataset.image_size >= _WHOLE_FROM,
+    )
 
 
 def eval_batches(

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from data.transform import HEIGHT, TOP, make_image, resample_by_matrices
+from data.transform import HEIGHT, TOP, make_image
 
 
 class PixelSource(ABC):
@@ -53,12 +53,13 @@ class MemoryPixels(PixelSource):
     def read(self, row: int, first: int, last: int) -> np.ndarray:
         return self._rows[row, first:last]
 
-    def make_on(self, device: torch.device, rows: np.ndarray, table: np.ndarray, image_size: int) -> torch.Tensor:
-        """The batch made on `device`, where the whole collection is kept from now on: float32 [N, 3, S, S]."""
+    def on(self, device: torch.device) -> torch.Tensor:
+        """All stored images on `device`, where they are kept from now on: uint8 [n, 3, h, w]."""
+        if device.type == "cpu":
+            return self.pixels
         if device not in self._on_device:
             self._on_device[device] = self.pixels.to(device).contiguous()  # matrix products want whole colours
-        stored = self._on_device[device]
-        return resample_by_matrices(stored[torch.from_numpy(rows).to(device)], table, image_size)
+        return self._on_device[device]
 
     def __getstate__(self) -> dict[str, torch.Tensor]:
         return {"pixels": self.pixels}

@@ -5,17 +5,18 @@ A *window* says how one output image is made from one stored image: a box of the
 output are kept, mirrored or not. RandomResizedCrop is a window whose box is the crop and whose output is kept
 whole; Resize + CenterCrop is a window whose box is the whole image and whose output is kept in the middle only.
 
-Two ways make an image by its window: torch's own resizing of uint8 images on a CPU (`make_image`), and matrix
-products for a whole batch on a GPU (`resample_by_matrices`). They agree to one grey level of 255.
+Two ways make an image by its window: torch's own resizing of uint8 images, one at a time, on a CPU (`make_image`), and
+a few operations for a whole batch of images of one size (`BatchResampler`). They agree to one grey level of 255.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch.nn.functional import interpolate
+from torch.nn.functional import embedding_bag, interpolate
 
 # torchvision's constants for networks trained on ImageNet, for RGB in [0, 1].
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -132,40 +133,90 @@ def make_image(rows: np.ndarray, window: np.ndarray, out: np.ndarray) -> None:
     out += PIXEL_BIAS[:, None, None]
 
 
-def interpolation_matrix(
-    first: torch.Tensor, length: torch.Tensor, total: torch.Tensor, offset: torch.Tensor, count: int, size: int
-) -> torch.Tensor:
-    """Weights of ``count`` output positions over ``size`` stored ones: float32 [N, count, size], rows sum to 1.
+def interpolation_taps(lines: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The stored positions that make each of ``count`` outputs, and their weights: int64, float32 [N, count, taps].
 
-    Input positions ``first .. first + length`` are resized to ``total`` outputs, of which ``offset .. offset + count``
-    are kept; all int64 [N]. The filter is the triangle of half width max(1, length / total), cut at the box.
+    A line is (length, total, offset, mirrored), int64 [N, 4]: so many positions, numbered from 0, are resized to
+    ``total`` outputs, of which ``offset .. offset + count`` are kept, last first if mirrored is 1. The filter is the
+    triangle of half width max(1, length / total), cut at both ends; weights sum to 1.
     """
-    scale = length.double() / total.double()
-    support = scale.clamp(min=1.0)[:, None, None]
-    output = torch.arange(count, device=first.device)
-    center = (output + offset[:, None] + 0.5).double() * scale[:, None]  # [N, count], from the start of the box
-    position = torch.arange(size, device=first.device) - first[:, None]  # [N, size]
-    inside = (position >= 0) & (position < length[:, None])
-    weights = (1 - (position[:, None, :] + 0.5 - center[:, :, None]).abs() / support).clamp(min=0)
-    weights = weights * inside[:, None, :]
-    return (weights / weights.sum(2, keepdim=True)).float()
+    length, total, offset, mirrored = lines.unbind(1)
+    scale = (length.double() / total.double())[:, None, None]
+    support = scale.clamp(min=1.0)
+    output = torch.where(mirrored[:, None] == 1, torch.arange(count).flip(0), torch.arange(count))
+    center = (output + offset[:, None] + 0.5)[..., None] * scale  # [N, count, 1]
+    taps = math.ceil(2 * float(support.max()))  # an open interval of 2 x support holds so many whole numbers at most
+    position = (center - support - 0.5).floor() + torch.arange(1, taps + 1)
+    weight = (1 - (position + 0.5 - center).abs() / support).clamp(min=0)
+    weight *= (position >= 0) & (position < length[:, None, None])
+    position = position.clamp(min=0).minimum(length[:, None, None] - 1.0)
+    return position.long(), (weight / weight.sum(2, keepdim=True)).float()
 
 
-def resample_by_matrices(pixels: torch.Tensor, table: np.ndarray, image_size: int) -> torch.Tensor:
-    """Cut, resize, mirror and normalise a batch as two matrix products an image: float32 [N, 3, S, S].
+class BatchResampler:
+    """Cuts, resizes, mirrors and normalises the batches of one pass, each in a few operations for the whole batch.
 
-    `pixels` is uint8 [N, 3, h, w], all of one size, on any device; `table` the windows, int64 [N, 9].
-    This is the way on a GPU: a few operations for a batch. Nothing is rounded to whole grey levels on the way.
+    Two ways, for stored images of one size: matrix products on a GPU, sums of rows on a CPU. Neither rounds to whole
+    grey levels.
     """
-    device = pixels.device
-    columns = torch.from_numpy(np.ascontiguousarray(table.T)).to(device)
-    vertical = interpolation_matrix(
-        columns[TOP], columns[HEIGHT], columns[OUT_HEIGHT], columns[OFFSET_Y], image_size, pixels.shape[2]
-    )  # [N, S, h]
-    horizontal = interpolation_matrix(
-        columns[LEFT], columns[WIDTH], columns[OUT_WIDTH], columns[OFFSET_X], image_size, pixels.shape[3]
-    )  # [N, S, w]
-    horizontal = torch.where(columns[FLIP].bool()[:, None, None], horizontal.flip(1), horizontal)
-    scale, bias = (torch.from_numpy(array).to(device)[None, :, None, None] for array in (PIXEL_SCALE, PIXEL_BIAS))
-    rows = pixels.float() @ horizontal.transpose(1, 2)[:, None]  # [N, 3, h, S]
-    return (vertical[:, None] @ rows) * scale + bias
+
+    def __init__(self, table: np.ndarray, image_size: int, device: torch.device | str = "cpu") -> None:
+        """`table` are the windows of the pass in the order of its batches, int64 [n, 9]."""
+        self._size = image_size
+        vertical = table[:, [HEIGHT, OUT_HEIGHT, OFFSET_Y, FLIP]] * (1, 1, 1, 0)  # rows stay where they are
+        horizontal = table[:, [WIDTH, OUT_WIDTH, OFFSET_X, FLIP]]
+        lines = np.concatenate([vertical, horizontal])  # [2 n, 4]
+        # Crops of small images differ little but for their place: the taps are computed once for each kind of line.
+        number = np.ravel_multi_index(tuple(lines.T), tuple(lines.max(0) + 1))  # rows themselves are slow to sort
+        _, example, which = np.unique(number, return_index=True, return_inverse=True)
+        taps = interpolation_taps(torch.from_numpy(lines[example]), image_size)
+        self._positions, self._weights = (values.to(device) for values in taps)
+        self._which = torch.from_numpy(which.reshape(2, -1)).to(device)  # [2, n]
+        self._first = torch.from_numpy(table[:, [TOP, LEFT]].T.copy()).to(device)  # [2, n]
+        self._scale, self._bias = (torch.from_numpy(row)[:, None, None].to(device) for row in (PIXEL_SCALE, PIXEL_BIAS))
+
+    def by_matrices(self, pixels: torch.Tensor, batch: slice) -> torch.Tensor:
+        """Two matrix products an image: float32 [N, 3, S, S].
+
+        `pixels` are the stored images of the windows ``table[batch]``, uint8 [N, 3, h, w], on the device.
+        """
+        normalised = pixels.float().mul_(self._scale).add_(self._bias)
+        count, _, height, width = normalised.shape
+        vertical, horizontal = (
+            torch.zeros(count, self._size, stored, device=pixels.device).scatter_add_(2, *self._taps(axis, batch))
+            for axis, stored in enumerate((height, width))
+        )  # [N, S, h], [N, S, w]
+        return vertical[:, None] @ (normalised @ horizontal.transpose(1, 2)[:, None])
+
+    def by_sums(self, pixels: torch.Tensor, batch: slice, channels_last: bool = False) -> torch.Tensor:
+        """Weighted sums of columns, then of rows, a few for each output: float32 [N, 3, S, S].
+
+        `pixels` as in `by_matrices`. ``torch.nn.functional.embedding_bag`` sums in one pass over the output, which is
+        in the memory format of `channels_last`; an image is the same to the last bit whatever the format, the batch
+        that it is in and the number of threads.
+        """
+        count, _, height, width = pixels.shape
+        columns = pixels.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)  # [N, w, 3, h]
+        columns.mul_(self._scale[:, 0]).add_(self._bias[:, 0])
+        wide = self._sum(columns.view(count, 1, width, 3 * height), 1, batch).view(count, self._size, 3, height)
+        if channels_last:
+            rows = wide.permute(0, 3, 1, 2).reshape(count, 1, height, self._size * 3)
+            return self._sum(rows, 0, batch).view(count, self._size, self._size, 3).permute(0, 3, 1, 2)
+        return self._sum(wide.permute(0, 2, 3, 1), 0, batch)
+
+    def _sum(self, lines: torch.Tensor, axis: int, batch: slice) -> torch.Tensor:
+        """Sums of lines along one axis of the images: [N, C, stored, length] to [N, C, S, length]."""
+        count, colours, stored, length = lines.shape
+        positions, weights = self._taps(axis, batch)
+        taps = positions.shape[2]
+        first = torch.arange(0, count * colours * stored, stored).view(count, colours, 1)
+        index = positions.flatten(1)[:, None] + first  # [N, C, S * taps], in a table of all lines
+        weights = weights.flatten(1)[:, None].expand_as(index).reshape(-1, taps)
+        table = lines.reshape(-1, length).contiguous()  # of other strides it would be summed by another, slower kernel
+        out = embedding_bag(index.view(-1, taps), table, per_sample_weights=weights, mode="sum")
+        return out.view(count, colours, self._size, length)
+
+    def _taps(self, axis: int, batch: slice) -> tuple[torch.Tensor, torch.Tensor]:
+        """Positions in the stored image and weights, int64 and float32 [N, S, taps]."""
+        which = self._which[axis, batch]
+        return self._positions[which] + self._first[axis, batch, None, None], self._weights[which]

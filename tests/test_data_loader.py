@@ -129,7 +129,7 @@ def test_channels_last_changes_the_layout_only(dataset: ImageDataset) -> None:
     assert other.is_contiguous(memory_format=torch.channels_last) and torch.equal(plain, other)
 
 
-def test_the_way_of_a_gpu_gives_the_same_images(dataset: ImageDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_way_of_a_gpu_gives_the_same_images(dataset: ImageDataset) -> None:
     """On a device with memory of its own a collection in memory is kept there and batches are made there.
 
     They are the same to a grey level, to which the CPU's are rounded.
@@ -137,26 +137,67 @@ def test_the_way_of_a_gpu_gives_the_same_images(dataset: ImageDataset, monkeypat
     loader = train_batches(dataset, range(40), batch_size=16, key=(6,), augment="crop-flip")
     want = list(loader)
 
-    class OtherDevice:
-        type = "other"
-
-    made = []
-    real = MemoryPixels.make_on
-
-    def make_on(self, device, rows, table, image_size):
-        made.append(device.type)
-        return real(self, torch.device("cpu"), rows, table, image_size)
-
-    monkeypatch.setattr(MemoryPixels, "make_on", make_on)
-    monkeypatch.setattr(
-        type(loader), "_finish", lambda self, images, index: (images, self.dataset.labels[index], index)
-    )
-    loader.device = OtherDevice()
+    loader._by_matrices = True
     got = list(loader)
-    assert made == ["other"] * 3
+    assert not same(want, got)
     for one, two in zip(want, got, strict=True):
         assert torch.equal(one[1], two[1]) and torch.equal(one[2], two[2])
         assert ((one[0] - two[0]).abs() <= 1.01 * torch.from_numpy(PIXEL_SCALE)[:, None, None]).all()
+
+
+@pytest.fixture(scope="module")
+def large(dataset: ImageDataset) -> ImageDataset:
+    """The same stored images for networks of 128 pixels: augmented batches of them are made as a whole."""
+    return ImageDataset(dataset.source, dataset.rows, dataset.labels, 128, 146)
+
+
+def test_large_augmented_batches_are_the_same_images(large: ImageDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whole batches agree with images made one at a time to a grey level; evaluation is never made as a whole."""
+    options = {"batch_size": 16, "key": (6,), "augment": "crop-flip"}
+    got = list(train_batches(large, range(40), **options))
+    evaluated = (
+        list(eval_batches(large, batch_size=16)),
+        list(train_batches(large, range(40), **{**options, "augment": "none"})),
+    )
+    monkeypatch.setattr("data.data_loader._WHOLE_FROM", 129)
+    want = list(train_batches(large, range(40), **options))
+    assert not same(want, got)
+    for one, two in zip(want, got, strict=True):
+        assert torch.equal(one[1], two[1]) and torch.equal(one[2], two[2])
+        assert ((one[0] - two[0]).abs() <= 1.01 * torch.from_numpy(PIXEL_SCALE)[:, None, None]).all()
+    assert same(evaluated[0], list(eval_batches(large, batch_size=16)))
+    assert same(evaluated[1], list(train_batches(large, range(40), **{**options, "augment": "none"})))
+
+
+def test_large_batches_depend_on_their_key_alone(large: ImageDataset) -> None:
+    """Neither their size, nor threads, nor the memory format, nor the share of a process changes an image's bits."""
+
+    def images(batch_size: int, **options) -> torch.Tensor:
+        batches = train_batches(large, range(40), batch_size=batch_size, key=(6,), augment="crop-flip", **options)
+        found = torch.empty(40, 3, 128, 128)
+        for batch, _, index in batches:
+            found[index] = batch
+        return found
+
+    want = images(40)
+    assert torch.equal(want, images(7)) and torch.equal(want, images(16, num_workers=3))
+    assert torch.equal(want, images(16, channels_last=True)) and not torch.equal(want[:, :, :, 0], want[:, :, :, 5])
+    shares = [
+        batch
+        for share in (0, 1)
+        for batch in train_batches(large, range(40), batch_size=9, key=(6,), augment="crop-flip", share=(share, 2))
+    ]
+    assert torch.equal(want[torch.cat([index for _, _, index in shares])], torch.cat([batch for batch, _, _ in shares]))
+    assert sum(len(index) for _, _, index in shares) == 40
+
+
+def test_empty_passes_and_batches(dataset: ImageDataset, large: ImageDataset) -> None:
+    """A process may have fewer images than there are batches (`share`)."""
+    for data in (dataset, large):
+        assert list(train_batches(data, [], batch_size=4, key=(1,), augment="crop-flip")) == []
+        options = {"batch_size": 1, "key": (1,), "augment": "crop-flip", "share": (1, 2)}
+        counts = [len(images) for images, _, _ in train_batches(data, range(3), **options)]
+        assert sorted(counts) == [0, 1]
 
 
 def test_torchs_own_loader_takes_the_dataset(dataset: ImageDataset) -> None:

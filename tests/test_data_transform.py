@@ -29,10 +29,10 @@ from data.transform import (
     PIXEL_SCALE,
     TOP,
     WIDTH,
+    BatchResampler,
     draw_windows,
     eval_windows,
     make_image,
-    resample_by_matrices,
     resized_size,
     shorter_side_for,
 )
@@ -134,14 +134,40 @@ def test_every_window_is_torchvisions_to_the_bit(height: int, width: int, seed: 
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 90), st.integers(1, 90), st.integers(0, 2**32), st.booleans())
-def test_both_ways_agree_to_a_grey_level(height: int, width: int, seed: int, evaluate: bool) -> None:
-    """torch rounds to whole grey levels after each direction, half a level each; the matrices never do."""
+def test_all_ways_agree_to_a_grey_level(height: int, width: int, seed: int, evaluate: bool) -> None:
+    """torch rounds to whole grey levels after each direction, half a level each; the ways of whole batches never do."""
     random = generator(seed)
     pixels = torch.randint(0, 256, (3, 3, height, width), generator=random, dtype=torch.uint8)
     sizes = np.tile([[height, width]], (3, 1))
     table = eval_windows(sizes, 28, 32) if evaluate else draw_windows(sizes, 28, LAW, random)
-    difference = grey_levels(made(pixels, table, 28)) - grey_levels(resample_by_matrices(pixels, table, 28))
-    assert difference.abs().max() <= 1.01
+    whole = slice(0, 3)
+    resampler = BatchResampler(table, 28)
+    matrices, sums = resampler.by_matrices(pixels, whole), resampler.by_sums(pixels, whole)
+    assert (grey_levels(made(pixels, table, 28)) - grey_levels(sums)).abs().max() <= 1.01
+    assert (grey_levels(matrices) - grey_levels(sums)).abs().max() <= 1e-3
+    last = resampler.by_sums(pixels, whole, channels_last=True)
+    assert last.is_contiguous(memory_format=torch.channels_last) and torch.equal(last, sums)
+
+
+@pytest.mark.parametrize("size", [(32, 32), (200, 31)])
+def test_sums_do_not_depend_on_the_batch_nor_on_threads(size: tuple[int, int]) -> None:
+    """To the last bit; the second size is made smaller in one direction, with different numbers of taps."""
+    random = generator(8)
+    pixels = torch.randint(0, 256, (21, 3, *size), generator=random, dtype=torch.uint8)
+    table = draw_windows(np.tile([size], (21, 1)), 130, LAW, random)
+    assert 0 < table[:, FLIP].sum() < 21
+    want = BatchResampler(table, 130).by_sums(pixels, slice(0, 21))
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 3):
+            torch.set_num_threads(count)
+            assert torch.equal(BatchResampler(table, 130).by_sums(pixels, slice(0, 21)), want)
+    finally:
+        torch.set_num_threads(threads)
+    for low, high in [(0, 1), (1, 8), (8, 21)]:
+        part = BatchResampler(table[low:high], 130).by_sums(pixels[low:high], slice(0, high - low))
+        assert torch.equal(part, want[low:high])
+        assert torch.equal(BatchResampler(table, 130).by_sums(pixels[low:high], slice(low, high)), want[low:high])
 
 
 @with_avx
