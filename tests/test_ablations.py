@@ -186,6 +186,19 @@ def test_every_switch_changes_the_run_and_none_is_the_default(method, monkeypatc
         assert len(steps) == 3 * len(fewer) and set(fewer) == {max(steps)}
 
 
+@pytest.mark.parametrize("method", ["main_mmasia", "main_tomm"])
+def test_only_attached_targets_and_beta_lead_from_the_cycle_to_the_codes(method, monkeypatch, tmp_path, capsys):
+    """The features enter model_cycle detached: without those two the cycle terms change no code (docs/ablations.md)."""
+
+    def codes(*flags):
+        losses, database_code, _, _ = outcome(monkeypatch, tmp_path, capsys, "--method", method, "--beta", "0", *flags)
+        return [(loss["image"], loss["label"]) for loss in losses], database_code
+
+    detached, without, released = codes("--detach-targets"), codes("--no-cycle-terms"), codes()
+    assert detached[0] == without[0] != released[0]
+    assert torch.equal(detached[1], without[1])
+
+
 @pytest.mark.parametrize("flag", ["--fresh-batches", "--no-discriminator"])
 def test_an_ablation_of_the_other_variant_is_refused(flag, tmp_path, capsys):
     assert run.main([*TINY, flag, "--method", "main_mmasia", "--logs", str(tmp_path / "logs")]) == 2
