@@ -250,3 +250,28 @@ def test_a_full_disk_is_one_sentence_and_the_previous_checkpoint_is_intact(small
     assert [path.name for path in folder.glob("*checkpoint*")] == ["checkpoint-8bits-000001.pt"]
     state = torch.load(folder / "checkpoint-8bits-000001.pt", weights_only=True)
     assert state["iteration"] == 1
+
+
+@pytest.mark.parametrize("write", ["log", "save"])
+def test_a_disk_that_turns_read_only_is_one_sentence(write, small_disk, small, capsys, monkeypatch):
+    """As a system does with a disk that fails; the second iteration's line, or its checkpoint, can't be written."""
+    real, calls = getattr(run_folder.RunFolder, write), []
+
+    def remount(mode):
+        subprocess.run(["mount", "-o", f"remount,{mode}", str(small_disk)], check=True)
+
+    def turn(self, *arguments):
+        calls.append(arguments)
+        if len(calls) == 2:
+            remount("ro")
+        real(self, *arguments)
+
+    monkeypatch.setattr(run_folder.RunFolder, write, turn)
+    flags = ["--code-length", "8", "--save-iter", "1", "--max-iter", "3"]
+    assert run.main([*FLAGS, "--logs", str(small_disk), *flags]) == 2
+    remount("rw")
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    name = "metrics.jsonl" if write == "log" else "checkpoint-8bits-000002.pt"
+    assert f"{name}: could not be written (Read-only file system)" in error
+    (folder,) = small_disk.iterdir()
+    assert torch.load(folder / "checkpoint-8bits-000001.pt", weights_only=True)["iteration"] == 1

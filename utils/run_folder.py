@@ -49,7 +49,10 @@ def write_atomically(path: Path, write: Any) -> None:
     Raises:
         UserError: the disk is full or the folder cannot be written to; `path` is then as it was.
     """
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    except OSError as error:
+        raise _not_written(path, error) from error
     try:
         with os.fdopen(handle, "wb") as file:
             write(file)
@@ -58,10 +61,15 @@ def write_atomically(path: Path, write: Any) -> None:
         os.chmod(temporary, 0o644)  # mkstemp makes files that only their owner can read
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
-        raise UserError(f"{path}: could not be written ({error}); free some space or choose another --logs.") from error
+        raise _not_written(path, error) from error
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
+
+
+def _not_written(path: Path, error: Exception) -> UserError:
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+    return UserError(f"{path}: could not be written ({reason}); free some space or choose another --logs.")
 
 
 class RunFolder:
@@ -128,8 +136,12 @@ class RunFolder:
         """Append one line, an iteration, to metrics.jsonl."""
         if not self.writes:
             return
-        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        path = self.path / "metrics.jsonl"
+        try:
+            with path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+        except OSError as error:
+            raise _not_written(path, error) from error
 
     def forget_metrics(self, code_length: int, iteration: int) -> None:
         """Drop a code length's lines after `iteration`: a resumed run writes them again."""
