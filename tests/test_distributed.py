@@ -20,6 +20,8 @@ from tests.small_networks import constructors
 from tests.test_resume import assert_same, ended, lines, outcome, wait_until
 from tests.train_small import start
 from utils.discrete import draw_sample, label_similarity
+from utils.distributed import own_device
+from utils.errors import UserError
 from utils.seeding import seed_everything
 
 ROOT = Path(__file__).parents[1]
@@ -181,6 +183,30 @@ def test_torchrun_starts_the_job(tmp_path):
     assert done.stdout.count("Written to") == 1
     (folder,) = (tmp_path / "logs").iterdir()
     assert json.loads((folder / "results.json").read_text())[0]["code_length"] == BITS
+
+
+def test_each_process_has_a_gpu_of_its_own(monkeypatch):
+    """On a machine with two GPUs; training and encoding take their device from here."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert str(own_device("auto")) == str(own_device("cuda")) == "cuda"  # one process: as torch has it
+    for name, value in (("WORLD_SIZE", "4"), ("LOCAL_RANK", "1"), ("RANK", "3")):
+        monkeypatch.setenv(name, value)
+    assert str(own_device("auto")) == str(own_device("cuda")) == "cuda:1"
+    assert str(own_device("cuda:0")) == "cuda:0" and str(own_device("cpu")) == "cpu"
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(UserError, match="only 2 GPUs"):
+        own_device("cuda")
+
+
+def test_a_job_does_not_train_on_one_gpu(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for name, value in (("WORLD_SIZE", "2"), ("RANK", "0"), ("LOCAL_RANK", "0")):
+        monkeypatch.setenv(name, value)
+    assert run.main(["--dataset", "digits", "--device", "cuda:1", "--logs", str(tmp_path / "logs")]) == 2
+    assert "--device cuda:1: 2 processes cannot train on one GPU; use cuda" in capsys.readouterr().err
+    assert not (tmp_path / "logs").exists()
 
 
 def test_a_job_refuses_sweeps_and_too_few_samples(tmp_path, monkeypatch, capsys):

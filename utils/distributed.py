@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
+from .devices import choose_device
 from .errors import UserError
 from .seeding import derive_seed
 
@@ -44,6 +45,18 @@ def launched_rank() -> int:
 def launched_size() -> int:
     """The number of processes that torchrun (or another launcher that sets its variables) has started."""
     return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def own_device(name: str) -> torch.device:
+    """`choose_device`, where "auto" and "cuda" mean a GPU of its own for each process that torchrun starts here.
+
+    Raises:
+        UserError: an unknown name, a GPU that is not there, or more processes on this machine than GPUs.
+    """
+    device = choose_device(name)
+    if device.type == "cuda" and device.index is None and launched_size() > 1:
+        return choose_device(f"cuda:{os.environ.get('LOCAL_RANK', '0')}")
+    return device
 
 
 @contextmanager

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 from data.class_folders import images_below
@@ -22,7 +21,6 @@ from data.text_lists import read_names
 from . import distributed
 from .code_file import write_codes
 from .command import add_encoding_flags, require_least, run_command
-from .devices import choose_device
 from .encode_files import encode_files
 from .encode_shards import Job, encode_share, merge, require_own_parts
 from .errors import UserError
@@ -174,7 +172,7 @@ def _run(options: argparse.Namespace) -> None:
     shard, shards = which_share(options.shard)
     if options.merge and (options.shard or shards > 1):
         raise UserError("--merge puts the parts of all shares together; run it in one process without --shard.")
-    device = _device(options.device)
+    device = distributed.own_device(options.device)
     require_place(options.output, "--output")
     paths = find_images(options.images)
     job = Job(load_model(options.model, options.code_length), paths, options.output)
@@ -213,14 +211,6 @@ def _run_share(job: Job, shard: int, shards: int, options: argparse.Namespace, s
 def _say_written(job: Job, written: int, skipped: int) -> None:
     left_out = f", {skipped:,} skipped" if skipped else ""
     print(f"{written:,} images in {job.trained.code_length} bits{left_out}: written to {job.output}")
-
-
-def _device(asked: str) -> torch.device:
-    """`--device`, where "auto" and "cuda" mean a GPU of its own for each process that torchrun starts on a machine."""
-    device = choose_device(asked)
-    if device.type == "cuda" and device.index is None and distributed.launched_size() > 1:
-        return choose_device(f"cuda:{os.environ.get('LOCAL_RANK', '0')}")
-    return device
 
 
 def _own_processors() -> int:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 
 import torch
 
 from data import Split
 
 from . import distributed
-from .devices import choose_device
 from .errors import UserError
 from .run_folder import require_writable
 from .settings import Settings
@@ -25,11 +23,16 @@ def preflight(settings: Settings) -> tuple[Settings, torch.device, Split]:
         The settings, with `num_samples` where the data decide it; what trains; queries and database.
 
     Raises:
-        UserError: no such device, a logs folder that cannot be written to, data that are not there or too few.
+        UserError: no such device, one GPU for several processes, a logs folder that cannot be written to, data that are
+            not there or too few.
     """
-    device = choose_device(settings.device)
-    if distributed.launched_size() > 1 and device.type == "cuda":  # pragma: no cover - needs several GPUs
-        device = choose_device(f"cuda:{os.environ.get('LOCAL_RANK', '0')}")
+    device = distributed.own_device(settings.device)
+    if distributed.launched_size() > 1 and device.type == "cuda":
+        if ":" in settings.device:
+            raise UserError(
+                f"--device {settings.device}: {distributed.launched_size()} processes cannot train on one GPU; "
+                "use cuda, and each takes its own."
+            )
         torch.cuda.set_device(device)
     require_writable(settings.logs)
     if settings.tensorboard:
