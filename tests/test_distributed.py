@@ -19,10 +19,13 @@ from data.data_loader import train_batches
 from tests.small_networks import constructors
 from tests.test_resume import assert_same, ended, lines, outcome, wait_until
 from tests.train_small import start
+from utils.checkpoint import Checkpoint
 from utils.discrete import draw_sample, label_similarity
 from utils.distributed import own_device
 from utils.errors import UserError
+from utils.run_folder import RunFolder
 from utils.seeding import seed_everything
+from utils.settings import Settings
 
 ROOT = Path(__file__).parents[1]
 SAMPLES, BATCH, BITS, SEED = 61, 16, 8, 7
@@ -158,6 +161,17 @@ def test_a_killed_process_ends_the_job_and_the_checkpoint_resumes_it(method, tmp
     for process, output in start_job(["--resume", folder], tmp_path):
         ended(process, output)
     assert_same(outcome(reference), outcome(folder), files=5)
+
+
+def test_only_process_0_looks_after_old_checkpoints(tmp_path):
+    """Another process can find one that process 0 removes that moment; here a dangling link stands for it."""
+    run_folder = RunFolder(Settings(dataset="digits", logs=str(tmp_path), save_iter=1), ["test"], torch.device("cpu"))
+    run_folder.path.mkdir()
+    vanished = run_folder.path / "checkpoint-8bits-000001.pt"
+    vanished.symlink_to("gone")
+    run_folder.writes = False
+    Checkpoint(run_folder, 8, torch.zeros(5, 8)).save(1)
+    assert list(run_folder.path.iterdir()) == [vanished]
 
 
 def test_a_signal_to_one_process_stops_all_of_them(tmp_path):

@@ -68,9 +68,10 @@ class Checkpoint:
             "generators_cuda": distributed.of_all(_cuda_generator(self.codes.device)),
         }
         self.run.save(f"checkpoint-{self.code_length}bits-{done:06d}.pt", state)
-        by_age = sorted(checkpoints(self.run.path), key=lambda path: path.stat().st_mtime_ns)
-        for path in by_age[:-KEPT] if self.run.writes else []:
-            path.unlink()
+        if self.run.writes:  # another process of the job must not look at files that are being removed
+            by_age = sorted(checkpoints(self.run.path), key=lambda path: path.stat().st_mtime_ns)
+            for path in by_age[:-KEPT]:
+                path.unlink()
 
     def restore(self) -> int:
         """Load the newest checkpoint of this code length, if there is one; returns the iterations done.
