@@ -8,7 +8,7 @@ sweep() { # METHOD NAME FLAG…
     local method=$1 name=$2
     shift 2
     .venv/bin/python run.py --dataset digits --code-length 32 --seeds 0,1,999 --method "$method" --precision bfloat16 \
-        --save-iter 0 --logs logs/ablations --sweep "$name" "$@"
+        --max-iter 25 --max-epoch 1 --eval-iter 5 --save-iter 0 --logs logs/ablations --sweep "$name" "$@"
 }
 
 two_passes=(--max-epoch 2 --max-iter 13 --augment crop)

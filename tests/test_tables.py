@@ -58,11 +58,11 @@ def output_of(capsys, *arguments):
 def test_mean_and_deviation_over_seeds(logs, tmp_path, capsys):
     printed = output_of(capsys, logs, tmp_path / "figures.csv", "--layout", "long")
     assert (
-        "| digits | main_tomm | 8 | 25 | 3 (1, 2, 3) | 0.7000 ± 0.2000 | 0.7000 ± 0.2000 | 0.6000 ± 0.2000 | 20 |"
+        "| digits | main_tomm | 8 | 9 | 3 (1, 2, 3) | 0.7000 ± 0.2000 | 0.7000 ± 0.2000 | 0.6000 ± 0.2000 | 20 |"
         in printed
     )
-    assert "| digits | main_tomm | 16 | 25 | 1 (1) | 0.2500 | 0.2500 | 0.1500 | 10 |" in printed
-    assert "| digits | main_tomm --lr 0.001 --no-discriminator | 8 | 25 | 2 (1, 3) |" in printed
+    assert "| digits | main_tomm | 16 | 9 | 1 (1) | 0.2500 | 0.2500 | 0.1500 | 10 |" in printed
+    assert "| digits | main_tomm --lr 0.001 --no-discriminator | 8 | 9 | 2 (1, 3) |" in printed
     rows = tables.read_csv(tmp_path / "figures.csv")
     assert len(rows) == 9 and {row["commit"] for row in rows} == {"0123456789+"}
     assert [row["seed"] for row in rows if row["method"] == "main_mmasia"] == ["1", "2", "3"]
@@ -96,7 +96,7 @@ def test_a_csv_from_before_the_column_settings(logs, tmp_path, capsys):
     old = tables.read_csv(tmp_path / "old.csv")
     assert old[0] == rows[0] and rows[0]["settings"] == ""
     printed = output_of(capsys, tmp_path / "old.csv")
-    assert "| main_tomm (7 iterations) |" in printed and "| main_tomm (25 iterations) |" in printed
+    assert "| main_tomm (7 iterations) |" in printed and "| main_tomm (9 iterations) |" in printed
 
 
 def test_published_figures_stand_beside_and_are_called_so(tmp_path, capsys):

@@ -280,10 +280,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     # Small images, no ImageNet weights and a higher rate: a random AlexNet learns the digits in minutes.
     "digits": {
         "num_samples": 1000,
-        "max_iter": 25,
-        # On so small a set each discrete step is worth more than another pass between two of them (docs/method.md).
-        "max_epoch": 1,
-        "eval_iter": 5,
+        "max_iter": 9,
+        "eval_iter": 3,
         "lr": 1e-4,
         "image_size": 64,
         "weights": "none",
