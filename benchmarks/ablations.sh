@@ -8,10 +8,9 @@ sweep() { # METHOD NAME FLAG…
     local method=$1 name=$2
     shift 2
     .venv/bin/python run.py --dataset digits --code-length 32 --seeds 0,1,999 --method "$method" --precision bfloat16 \
-        --max-iter 25 --max-epoch 1 --eval-iter 5 --save-iter 0 --logs logs/ablations --sweep "$name" "$@"
+        --save-iter 0 --logs logs/ablations --sweep "$name" "$@"
 }
 
-two_passes=(--max-epoch 2 --max-iter 13 --augment crop)
 sweep both default
 sweep both signed --similarity signed
 sweep both cycle --no-cycle-terms
@@ -20,5 +19,5 @@ sweep both tanh --latent tanh
 sweep both adjacency --adjacency normalised
 sweep both detach --detach-targets
 sweep both rows --update-all-rows
-sweep main_tomm replay "${two_passes[@]}"
-sweep main_tomm fresh "${two_passes[@]}" --fresh-batches
+sweep main_tomm replay --augment crop
+sweep main_tomm fresh --augment crop --fresh-batches

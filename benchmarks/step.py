@@ -4,6 +4,8 @@
     python -m benchmarks.step --method main_tomm --image-size 224 --rows plain,ours
     python -m benchmarks.step --numbers              # only the operations and bytes of a step, nothing is timed
 
+A row takes about 3 GB of memory: name fewer at a time where there is less.
+
 Every row is a process of its own with its own networks; the processes take one step each in turn, `--rounds` times.
 `plain` is benchmarks/plain_step.py. The others run the main itself (main_*.train): what is timed is from the moment it
 receives a mini-batch to the moment it asks for the next.
@@ -12,8 +14,12 @@ receives a mini-batch to the moment it asks for the next.
     ours           the main as run.py starts it, float32
     bfloat16       the same with --precision bfloat16
     no-fused       ours, but the optimisers at their default in place of fused=True
+    foreach        ours, but the optimisers with foreach=True
+    zeroed         ours, but gradients are filled with zeros and added to, not made anew
+    need-weights   ours, but the attentions return their weights too
     no-kept        ours, but freed memory is given back to the system after each step
     no-channels    ours, but weights and images in torch's default memory format
+    onednn         ours, but the linear layers' products by oneDNN in place of torch's BLAS (CPU only)
     compile        ours, with the networks under torch.compile
 """
 
@@ -27,24 +33,27 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from functools import partial, partialmethod
 from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 import main_mmasia
 import main_tomm
 from benchmarks.plain_step import Networks, plain_step
 from data import load_data
-from modules import MLP, AlexNetHash, CycleNet, ReconstructionDiscriminator
+from modules import MLP, AlexNetHash, CycleNet, ReconstructionDiscriminator, all_in_one
 from utils.devices import choose_device, keep_freed_memory
 from utils.run_folder import RunFolder, device_name
 from utils.settings import Settings
 
 MAINS: dict[str, Any] = {"main_mmasia": main_mmasia, "main_tomm": main_tomm}
-ROWS = ("plain", "ours", "bfloat16", "no-fused", "no-kept", "no-channels", "compile")
+ROWS = ("plain", "ours", "bfloat16", "no-fused", "foreach", "zeroed", "need-weights", "no-kept", "no-channels")
+ROWS += ("onednn", "compile")
 BITS, BATCH, CLASSES, GAMMA = 32, 64, 10, 10.0
 WARM_UP = 3
 # NVIDIA's data sheet of the H100 SXM: float32 outside the tensor cores, bfloat16 in them (dense), memory.
@@ -180,9 +189,16 @@ def work(row: str, method: str, image_size: int, device_flag: str, connection: C
         keep_freed_memory()
     main = MAINS[method]
     main.train_batches = lambda *_, **__: Fed(connection, device, image_size, channels_last=row != "no-channels")
-    if row == "no-fused":
-        adam = torch.optim.Adam
+    if row in ("no-fused", "foreach"):
+        adam = partial(torch.optim.Adam, foreach=row == "foreach" or None)
         torch.optim.Adam = lambda *arguments, fused, **options: adam(*arguments, **options)  # type: ignore
+    if row == "zeroed":
+        torch.optim.Adam.zero_grad = partialmethod(torch.optim.Optimizer.zero_grad, set_to_none=False)
+    if row == "need-weights":
+        all_in_one.attend = lambda layer, query_and_key, value: layer(query_and_key, query_and_key, value)[0]
+    if row == "onednn":
+        linear = functional.linear
+        functional.linear = lambda x, weight, bias=None: linear(x.to_mkldnn(), weight, bias).to_dense()
     if row == "no-channels":
         image_network = main.image_network
         main.image_network = lambda *arguments, **options: InDefaultFormat(image_network(*arguments, **options))
