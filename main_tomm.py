@@ -1,4 +1,4 @@
-"""SCHN with a discriminator, TOMM 18(2s), 2022 (https://doi.org/10.1145/3532519): the whole recipe.
+"""SCHN with a discriminator, TOMM 18(2s), 2022 (https://doi.org/10.1145/3532519): the whole method.
 
 Three networks learn continuous codes of the drawn images, of their labels and of their similarity graph; a discrete
 step turns them into B, the binary codes of the database. docs/method.md has the formulas. Run it through run.py.
@@ -12,7 +12,6 @@ from typing import Any
 import torch
 
 from data import Split
-from data.data_loader import train_batches
 from modules import (
     MLP,
     CycleNet,
@@ -22,32 +21,35 @@ from modules import (
     generator_loss,
     image_network,
 )
+from modules.discrete import discrete_step, label_similarity
+from training.loop import Loop
+from training.network_codes import network_codes
+from training.run_folder import RunFolder
 from utils import distributed
-from utils.checkpoint import Checkpoint
-from utils.devices import Precision
-from utils.discrete import discrete_step, draw_sample, label_similarity
-from utils.encode import network_codes
-from utils.progress import Progress
-from utils.report import Report
-from utils.run_folder import RunFolder
 from utils.seeding import seed_everything
-from utils.settings import Settings
 
 
-def train(settings: Settings, code_length: int, split: Split, run: RunFolder) -> dict[str, Any]:
-    """Train one code length and write what it leaves into the run's folder; returns its row of results.json.
+def train(run: RunFolder, code_length: int, split: Split) -> dict[str, Any]:
+    """Train one code length and write the results into the run's folder; returns the row of results.json.
+
+    Args:
+        run: the run's folder, with settings and device.
+        code_length: K.
+        split: queries and database.
 
     Raises:
-        UserError: unusable weights, a loss that is no longer finite, or a folder that can no longer be written to.
+        UserError: the weights cannot be used, a loss is not finite, or a file cannot be written.
+        Interrupted: a signal has asked the run to stop; a checkpoint has been written.
     """
+    settings, device, database = run.settings, run.device, split.database
     seed_everything(settings.seed)
-    device, database = run.device, split.database
     labels = database.labels.to(device)  # [n_database, C]
 
     # ---- Networks ----
-    weights = None if settings.weights == "none" else settings.weights
-    model_image = image_network(settings.backbone, code_length, weights=weights, image_size=settings.image_size)
-    model_image = model_image.to(device).to(memory_format=torch.channels_last)
+    model_image = image_network(
+        settings.backbone, code_length, weights=settings.weights, image_size=settings.image_size
+    )
+    model_image = model_image.to(device, memory_format=torch.channels_last)
     model_label = MLP(split.num_classes, code_length).to(device)
     model_cycle = CycleNet(
         code_length,
@@ -64,10 +66,8 @@ def train(settings: Settings, code_length: int, split: Split, run: RunFolder) ->
     optimizer = adam([*model_image.parameters(), *model_label.parameters(), *model_cycle.parameters()])
     optimizer_d = adam(discriminator.parameters())
     optimizer_g = adam(model_cycle.parameters())
-    # The rates of G and D are divided by 5 after iterations 5 and 40 (0-based) of 50, or after iteration 130.
-    milestones = [6, 41] if settings.max_iter == 50 else [131]
-    schedule_d = torch.optim.lr_scheduler.MultiStepLR(optimizer_d, milestones, gamma=1 / 5)
-    schedule_g = torch.optim.lr_scheduler.MultiStepLR(optimizer_g, milestones, gamma=1 / 5)
+    schedule = partial(torch.optim.lr_scheduler.MultiStepLR, milestones=settings.milestones, gamma=1 / 5)
+    schedule_d, schedule_g = schedule(optimizer_d), schedule(optimizer_g)
 
     # ---- Loss: as published, unless an ablation is asked for ----
     cycle_losses = partial(
@@ -79,13 +79,13 @@ def train(settings: Settings, code_length: int, split: Split, run: RunFolder) ->
     )
 
     # ---- Alternating optimisation ----
-    compute = Precision(settings.precision, device)
-    run.open()
-    report = Report(run, settings, code_length, split, model_image)
+    update = partial(discrete_step, alpha=settings.alpha, beta=settings.beta, gamma=settings.gamma)
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bfloat16")
     codes = torch.zeros(len(database), code_length, device=device)  # B; rows never drawn stay 0
-    checkpoint = Checkpoint(
+    loop = Loop(
         run,
         code_length,
+        split,
         codes,
         model_image=model_image,
         model_label=model_label,
@@ -96,84 +96,65 @@ def train(settings: Settings, code_length: int, split: Split, run: RunFolder) ->
         optimizer_g=optimizer_g,
         schedule_d=schedule_d,
         schedule_g=schedule_g,
-        report=report,
     )
-    done = checkpoint.restore()
-    with Progress(settings, code_length, done) as progress:
-        for iteration in range(done, settings.max_iter):
-            sample = draw_sample(len(database), settings.num_samples, settings.seed, iteration)  # Ω, ascending
-            # ---- Passes over the sample: the networks learn, B is fixed ----
-            for epoch in range(settings.max_epoch):
-                # U_image, U_label and U_latent of every drawn row: each pass fills them all anew.
-                sample_codes = torch.zeros(3, settings.num_samples, code_length, device=device)
-                batches = train_batches(
-                    database,
-                    sample,
-                    batch_size=settings.batch_size,
-                    # Every pass replays the same shuffle and crops, unless an ablation asks for fresh ones.
-                    key=(settings.seed, "batches", iteration, *([epoch] if settings.fresh_batches else [])),
-                    augment=settings.augment,
-                    device=device,
-                    num_workers=settings.num_workers,
-                    channels_last=True,
-                    share=distributed.share(),
-                )
-                for images, targets, rows in batches:  # [N, 3, S, S], [N, C], [N]
-                    similarity = label_similarity(targets)  # [N, N]
+    for iteration, sample in loop.iterations():  # sample: Ω
+        # ---- Passes over the sample: the networks learn, B is fixed ----
+        for epoch in range(settings.max_epoch):
+            # U_image, U_label and U_latent of every drawn row; each pass fills them again.
+            sample_codes = torch.zeros(3, settings.num_samples, code_length, device=device)
+            # Every pass repeats the same shuffle and crops, unless an ablation asks for new ones.
+            key = (iteration, epoch) if settings.fresh_batches else (iteration,)
+            for images, targets, rows in loop.batches(sample, *key):  # [N, 3, S, S], [N, C], [N]
+                similarity = label_similarity(targets)  # [N, N]
 
-                    # ---- Cycle step ----
-                    image_features, image_code = compute(model_image, images)  # [N, 4096], [N, K]
-                    label_features, label_code = compute(model_label, targets)  # [N, 512], [N, K]
-                    latent_code, _, image_code_rec, label_code_rec = compute(
-                        model_cycle, image_features, label_features, similarity
+                # ---- Cycle step ----
+                with autocast:
+                    image_features, image_code = model_image(images)  # [N, F], [N, K]
+                    label_features, label_code = model_label(targets)  # [N, 512], [N, K]
+                    latent_code, _, image_code_rec, label_code_rec = model_cycle(
+                        image_features, label_features, similarity
                     )  # [N, K], Z, [N, K], [N, K]
-                    losses = cycle_losses(
-                        latent_code,
-                        image_code,
-                        label_code,
-                        image_code_rec,
-                        label_code_rec,
-                        codes[rows],  # b, [N, K]
-                        similarity,
-                    )
-                    optimizer.zero_grad()
-                    torch.stack(list(losses.values())).sum().backward()
-                    optimizer.step()
+                losses = cycle_losses(
+                    *(code.to(codes) for code in (latent_code, image_code, label_code, image_code_rec, label_code_rec)),
+                    codes[rows],  # b, [N, K]
+                    similarity,
+                )
+                optimizer.zero_grad()
+                torch.stack(list(losses.values())).sum().backward()
+                optimizer.step()
 
-                    # ---- Adversarial step: forward again with the new weights and fresh dropout ----
-                    if not settings.no_discriminator:
-                        with torch.no_grad():  # the features enter model_cycle detached: no graph is needed here
-                            image_features, image_code = compute(model_image, images)
-                            label_features, label_code = compute(model_label, targets)
-                        latent_code, _, image_code_rec, label_code_rec = compute(
-                            model_cycle, image_features, label_features, similarity
+                # ---- Adversarial step: forward again with the new weights and new dropout ----
+                if not settings.no_discriminator:
+                    with autocast, torch.no_grad():  # the features enter model_cycle detached: no graph is needed here
+                        image_features, image_code = model_image(images)
+                        label_features, label_code = model_label(targets)
+                    with autocast:
+                        latent_code, _, image_code_rec, label_code_rec = model_cycle(
+                            image_features, label_features, similarity
                         )
-                        real = discriminator(image_code, label_code)  # [2N]
-                        fake = discriminator(image_code_rec.detach(), label_code_rec.detach())  # [2N]
-                        losses["discriminator"] = discriminator_loss(real, fake)
-                        optimizer_d.zero_grad()
-                        losses["discriminator"].backward()
-                        optimizer_d.step()
-                        losses["generator"] = generator_loss(discriminator(image_code_rec, label_code_rec))
-                        optimizer_g.zero_grad()
-                        losses["generator"].backward(inputs=list(model_cycle.parameters()))  # not into D
-                        optimizer_g.step()
+                    generated = image_code_rec.to(codes), label_code_rec.to(codes)
+                    real = discriminator(image_code.to(codes), label_code.to(codes))  # [2N]
+                    fake = discriminator(*(code.detach() for code in generated))  # [2N]
+                    losses["discriminator"] = discriminator_loss(real, fake)
+                    optimizer_d.zero_grad()
+                    losses["discriminator"].backward()
+                    optimizer_d.step()
+                    losses["generator"] = generator_loss(discriminator(*generated))
+                    optimizer_g.zero_grad()
+                    losses["generator"].backward(inputs=list(model_cycle.parameters()))  # not into D
+                    optimizer_g.step()
 
-                    place = torch.searchsorted(sample, rows)
-                    sample_codes[:, place] = torch.stack((image_code, label_code, latent_code)).detach()
-                    progress.step(losses)
-                means = progress.end_pass(iteration, epoch)
+                place = torch.searchsorted(sample, rows)
+                sample_codes[:, place] = torch.stack((image_code, label_code, latent_code)).detach().to(codes)
+                loop.step(losses)
+            loop.end_pass(iteration, epoch)
 
-            # ---- Discrete step: B learns, the networks are fixed ----
-            distributed.sum_over_processes(sample_codes)
-            others = network_codes(model_image, model_label, database, run) if settings.update_all_rows else None
-            discrete_step(
-                codes, sample, labels, sample_codes, others,
-                alpha=settings.alpha, beta=settings.beta, gamma=settings.gamma,
-            )  # fmt: skip
-            if not settings.no_discriminator:
-                schedule_d.step()
-                schedule_g.step()
-            report.iteration(iteration, codes, sample, means)
-            checkpoint.save(iteration)
-    return report.finish(codes)
+        # ---- Discrete step: B learns, the networks are fixed ----
+        distributed.sum_over_processes(sample_codes)
+        others = network_codes(model_image, model_label, database, run) if settings.update_all_rows else None
+        update(codes, sample, labels, sample_codes, others)
+        if not settings.no_discriminator:
+            schedule_d.step()
+            schedule_g.step()
+        loop.end_iteration(iteration, sample)
+    return loop.finish()

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The ablation table of docs/ablations.md: every switch on digits, three seeds, both variants where it applies; finished cells are skipped. Then:
-# python -m benchmarks.tables logs/ablations -o results/ablations.csv
+# python -m reports tables logs/ablations -o results/ablations.csv
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

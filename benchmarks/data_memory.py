@@ -22,7 +22,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from data import load_data
+from data import Options, load_data
 from data.data_loader import eval_batches, train_batches
 
 RESULTS = Path(__file__).resolve().parent.parent / "results" / "data_memory.csv"
@@ -60,7 +60,7 @@ def main() -> None:
         before = status("VmRSS")
         make_collection(root, images)  # what it leaves behind counts against us
         start = time.perf_counter()
-        split = load_data("lists", root, image_size=64)
+        split = load_data("lists", root, Options(image_size=64))
         built = time.perf_counter() - start
         loaded = status("VmRSS")
         for _ in eval_batches(split.database, batch_size=64):

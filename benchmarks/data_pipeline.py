@@ -45,7 +45,7 @@ from torch.utils.data import DataLoader, Dataset
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from data import load_data
+from data import Options, load_data
 from data.data_loader import train_batches
 from data.transform import IMAGENET_MEAN, IMAGENET_STD
 from utils.devices import keep_freed_memory
@@ -149,7 +149,7 @@ def jpeg_ways(folder: Path) -> Ways:
         return consume(DataLoader(UsualFiles(paths[:USUAL_IMAGES]), batch_size=BATCH_SIZE, shuffle=True))
 
     def one_pass() -> int:
-        database = load_data("folder", folder, num_query=10).database
+        database = load_data("folder", folder, Options(num_query=10)).database
         return ours(database, list(range(len(database))))
 
     def cold() -> int:
@@ -157,7 +157,7 @@ def jpeg_ways(folder: Path) -> Ways:
             file.unlink()
         return one_pass()
 
-    database = load_data("folder", folder, num_query=10).database
+    database = load_data("folder", folder, Options(num_query=10)).database
     rows = list(range(len(database)))
     return {
         "usual way": usual,
@@ -180,7 +180,7 @@ def make_cifar10(folder: Path, count: int) -> None:
 
 
 def cifar10_ways(folder: Path) -> Ways:
-    database = load_data("cifar-10", folder, num_query=10).database
+    database = load_data("cifar-10", folder, Options(num_query=10)).database
     rows = list(range(len(database)))
     pixels = np.stack([image.permute(1, 2, 0).numpy() for image in database.pixels(rows)])
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The digits table: both variants, four code lengths, three seeds (999 is the default that `make run` uses); finished cells are skipped. Then:
-# python -m benchmarks.tables logs/digits -o results/digits.csv
+# python -m reports tables logs/digits -o results/digits.csv
 set -euo pipefail
 cd "$(dirname "$0")/.."
 .venv/bin/python run.py --dataset digits --code-length "${CODE_LENGTH:-12,24,32,48}" --seeds "${SEEDS:-0,1,999}" --method both \

@@ -15,7 +15,7 @@ import time
 
 import torch
 
-from utils.discrete import discrete_step, draw_sample
+from modules.discrete import discrete_step, draw_sample
 
 
 def peak() -> int:

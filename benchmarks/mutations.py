@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-TESTS = ["tests/test_golden.py", "tests/test_modules.py", "tests/test_discrete.py", "tests/test_recipe.py"]
+TESTS = ["tests/modules/test_golden.py", "tests/test_modules.py", "tests/test_discrete.py", "tests/test_recipe.py"]
 
 # (file, what stands there, what is put in its place)
 MUTATIONS = [
@@ -33,17 +33,17 @@ MUTATIONS = [
     ("modules/gcn/layers.py", "torch.addmm(self.bias, adjacency,", "torch.addmm(-self.bias, adjacency,"),
     ("modules/gcn/models.py", "torch.sigmoid", "torch.tanh"),
     ("modules/discriminator.py", "(scores.squeeze(1) + 1) / 2", "(1 - scores.squeeze(1)) / 2"),
-    ("utils/discrete.py", "-1.0 - 2.0 * ratio", "-1.0 + 2.0 * ratio"),
-    ("utils/discrete.py", "2 * similar - pairs", "similar - pairs"),
-    ("utils/discrete.py", "(codes.shape[1] * similarity).T @", "(codes.shape[1] * similarity) @"),
-    ("utils/discrete.py", "+ gamma * image_code + alpha", "- gamma * image_code + alpha"),
-    ("utils/discrete.py", "+ alpha * label_code", "- alpha * label_code"),
-    ("utils/discrete.py", "+ beta * latent_code", "- beta * latent_code"),
-    ("utils/discrete.py", "+ gamma * row_codes[0]", "- gamma * row_codes[0]"),
-    ("utils/discrete.py", "+ alpha * row_codes[1]", "- alpha * row_codes[1]"),
-    ("utils/discrete.py", "+ beta * row_codes[2]", "- beta * row_codes[2]"),
-    ("utils/discrete.py", "linear[:, k] - codes @", "linear[:, k] + codes @"),
-    ("utils/discrete.py", "    gram.fill_diagonal_(0)", "    pass"),
+    ("modules/discrete.py", "-1.0 - 2.0 * ratio", "-1.0 + 2.0 * ratio"),
+    ("modules/discrete.py", "2 * similar - pairs", "similar - pairs"),
+    ("modules/discrete.py", "(codes.shape[1] * similarity).T @", "(codes.shape[1] * similarity) @"),
+    ("modules/discrete.py", "+ gamma * image_code + alpha", "- gamma * image_code + alpha"),
+    ("modules/discrete.py", "+ alpha * label_code", "- alpha * label_code"),
+    ("modules/discrete.py", "+ beta * latent_code", "- beta * latent_code"),
+    ("modules/discrete.py", "+ gamma * row_codes[0]", "- gamma * row_codes[0]"),
+    ("modules/discrete.py", "+ alpha * row_codes[1]", "- alpha * row_codes[1]"),
+    ("modules/discrete.py", "+ beta * row_codes[2]", "- beta * row_codes[2]"),
+    ("modules/discrete.py", "linear[:, k] - codes @", "linear[:, k] + codes @"),
+    ("modules/discrete.py", "    gram.fill_diagonal_(0)", "    pass"),
     ("main_mmasia.py", 'key=(settings.seed, "batches", iteration, epoch)', 'key=(settings.seed, "batches", iteration)'),
     ("main_tomm.py", 'if settings.fresh_batches else', 'if True else'),
     ("main_tomm.py", "(image_code_rec.detach(), label_code_rec.detach())", "(image_code, label_code)"),

@@ -28,8 +28,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from utils.search_backends import FaissBackend, NumpyBackend, build_structure
-from utils.search_index import Index
+from search.backends import FaissBackend, NumpyBackend, build_structure
+from search.index import Index
 from utils.seeding import derive_seed
 
 RESULTS = Path(__file__).resolve().parent.parent / "results" / "search.csv"

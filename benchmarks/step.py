@@ -5,7 +5,7 @@
     python -m benchmarks.step --numbers              # only the operations and bytes of a step, nothing is timed
 
 Every row is a process of its own with its own networks; the processes take one step each in turn, `--rounds` times.
-`plain` is benchmarks/plain_step.py. The others run the main itself (main_*.train): what is timed is from the moment it
+`plain` is tests/plain_step.py. The others run the main itself (main_*.train): what is timed is from the moment it
 receives a mini-batch to the moment it asks for the next.
 
     plain          the yardstick: default Adam, TOMM's second pass with its graph, freed memory given back
@@ -44,12 +44,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import main_mmasia
 import main_tomm
-from benchmarks.plain_step import Networks, plain_step
-from data import load_data
+from data import Options, load_data
 from modules import MLP, AlexNetHash, CycleNet, ReconstructionDiscriminator, all_in_one
+from tests.plain_step import Networks, plain_step
+from training.run_folder import RunFolder, device_name
+from training.settings import Settings
 from utils.devices import choose_device, keep_freed_memory
-from utils.run_folder import RunFolder, device_name
-from utils.settings import Settings
 
 MAINS: dict[str, Any] = {"main_mmasia": main_mmasia, "main_tomm": main_tomm}
 ROWS = ("plain", "ours", "bfloat16", "no-fused", "no-kept", "no-channels", "compile")
@@ -216,7 +216,7 @@ def work(row: str, method: str, image_size: int, device_flag: str, connection: C
         settings = Settings.for_dataset(
             "digits", method=method, image_size=image_size, precision=precision, logs=logs, lr=Settings.lr
         )
-        main.train(settings, BITS, load_data("digits", "", seed=0), RunFolder(settings, ["benchmark"], device))
+        main.train(RunFolder(settings, device), BITS, load_data("digits", "", Options(seed=0)))
 
 
 class InDefaultFormat(nn.Module):

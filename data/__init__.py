@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import difflib
-import inspect
 from collections.abc import Callable
-from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 from data.cifar10 import load_cifar10
 from data.digits import load_digits
@@ -21,7 +18,7 @@ from data.nus_wide import load_nus_wide_tc10, load_nus_wide_tc21
 from data.options import Options
 from utils.errors import UserError
 
-DATASETS: dict[str, Callable[..., Split]] = {
+DATASETS: dict[str, Callable[[Path, Options], Split]] = {
     "cifar-10": load_cifar10,
     "nus-wide-tc21": load_nus_wide_tc21,
     "nus-wide-tc10": load_nus_wide_tc10,
@@ -32,39 +29,27 @@ DATASETS: dict[str, Callable[..., Split]] = {
     "lists": load_lists,
 }
 
-_COMMON = [field.name for field in fields(Options)]
 
-
-def _unknown(kind: str, name: object, choices: list[str]) -> str:
-    close = difflib.get_close_matches(str(name), choices, n=1)
-    return f"{kind} {name!r}: " + (f"did you mean {close[0]}? " if close else "") + f"Choose from {', '.join(choices)}."
-
-
-def load_data(name: str, root: str | Path, **options: Any) -> Split:
+def load_data(name: str, root: str | Path, options: Options) -> Split:
     """Load a dataset and split it into queries and database; the split depends on the seed alone.
 
     Args:
         name: one of `DATASETS`.
-        root: the folder below which the dataset lies (docs/datasets.md).
-        **options: the fields of `data.options.Options`; `folder` and `lists` have a few more (see their loaders).
+        root: the folder of the dataset or of all datasets (docs/datasets.md).
+        options: see `Options`.
 
     Raises:
-        UserError: an unknown dataset or option, or a dataset that is not there or not whole.
+        UserError: an unknown dataset, an option of another dataset, or a dataset that is missing or incomplete.
     """
     if name not in DATASETS:
-        raise UserError(_unknown("There is no dataset", name, list(DATASETS)))
-    loader = DATASETS[name]
-    own = list(inspect.signature(loader).parameters)[2:]
-    for option in options:
-        if option not in _COMMON and option not in own:
-            raise UserError(_unknown(f"Dataset {name} has no option", option, [*_COMMON, *own]))
-    common = Options(**{key: value for key, value in options.items() if key in _COMMON})
-    if common.split is not None and name != "flickr25k":
-        raise UserError(f"Dataset {name} has one split only: leave --split out, it belongs to flickr25k.")
-    split = loader(Path(root), common, **{key: value for key, value in options.items() if key in own})
-    if common.check:
-        report_duplicates(split, common.threads)
+        close = difflib.get_close_matches(name, DATASETS, n=1)
+        hint = f"did you mean {close[0]}? " if close else ""
+        raise UserError(f"There is no dataset {name!r}: {hint}Choose from {', '.join(DATASETS)}.")
+    options.require_fitting(name)
+    split = DATASETS[name](Path(root), options)
+    if options.check:
+        report_duplicates(split, options.threads)
     return split
 
 
-__all__ = ["DATASETS", "ImageDataset", "Split", "hold_out", "load_data"]
+__all__ = ["DATASETS", "ImageDataset", "Options", "Split", "hold_out", "load_data"]

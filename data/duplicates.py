@@ -6,7 +6,7 @@ import hashlib
 import logging
 
 from data.image_dataset import ImageDataset, Split
-from data.image_files import in_parallel
+from data.parallel import in_parallel
 
 logger = logging.getLogger(__name__)
 

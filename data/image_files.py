@@ -4,50 +4,20 @@ from __future__ import annotations
 
 import logging
 import os
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
-from tqdm import tqdm
 
 from data.decode import BadImage, decode
 from data.options import Options
+from data.parallel import in_parallel
 from data.pixels import PixelSource
 from utils.errors import UserError
 
 logger = logging.getLogger(__name__)
 
 _NAMED = 10  # bad images named in a message; of the others the number
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
-
-
-def in_parallel(
-    work: Callable[[Item], Result], items: Iterable[Item], *, threads: int, count: int, bar: str, images: int = 1
-) -> Iterator[Result]:
-    """``map(work, items)`` by threads, results in order, with a progress bar where there is a terminal.
-
-    `count` is the number of items, `images` how many images each stands for. Only a few results wait at any time, so
-    that the memory does not grow with the collection.
-    """
-    waiting: deque[Future[Result]] = deque()
-    progress = tqdm(total=count, desc=bar, disable=None, unit=" images", unit_scale=images, leave=False)
-    with ThreadPoolExecutor(threads) as executor, progress:
-        try:
-            for item in items:
-                waiting.append(executor.submit(work, item))
-                if len(waiting) >= 8 * threads:
-                    yield waiting.popleft().result()
-                    progress.update()
-            while waiting:
-                yield waiting.popleft().result()
-                progress.update()
-        finally:
-            executor.shutdown(wait=True, cancel_futures=True)
 
 
 def find_files(root: Path, names: Sequence[str], threads: int) -> np.ndarray:
@@ -140,7 +110,7 @@ def open_images(root: Path, names: Sequence[str], cache_name: str, shorter_side:
     missing = {int(row): "missing" for row in np.flatnonzero(stats[:, 0] < 0)}
     if missing and (options.on_bad_image == "error" or len(missing) == len(names)):
         judge_bad(root, names, missing, "error")
-    if options.cache is False:
+    if options.cache == "off":
         sizes = np.zeros((len(names), 2), dtype=np.int32)
         reasons = dict(missing)
         present = np.flatnonzero(stats[:, 0] >= 0).tolist()
@@ -153,7 +123,7 @@ def open_images(root: Path, names: Sequence[str], cache_name: str, shorter_side:
                 sizes[row] = pixels.shape[:2]
         source: PixelSource = FilePixels(root, names, sizes, shorter_side)
     else:
-        folder = root if options.cache is True else Path(options.cache)
+        folder = root if options.cache == "on" else Path(options.cache)
         cached = open_cache(folder / f"{cache_name}-{shorter_side}.pixels", root, names, stats, shorter_side, options)
         source, reasons = cached, cached.reasons
     judge_bad(root, names, reasons, options.on_bad_image)

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from data.class_folders import class_folders, images_of_classes
+from data.folder import class_folders, images_of_classes
 from data.image_dataset import Split
-from data.listed import find_folder, split_of_files
+from data.list_files import find_folder, split_of_files
 from data.options import Options
 from data.split import one_hot, per_class, sample_rows
 from utils.errors import UserError

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import zlib
 from pathlib import Path
 
@@ -10,19 +9,16 @@ import numpy as np
 import torch
 
 from data.image_dataset import Split
-from data.listed import given_query, require_files, split_of_files
+from data.list_files import given_query, read_class_names, read_pair, require_files, split_of_files
 from data.options import Options
-from data.text_lists import read_class_names, read_pair
 from utils.errors import UserError
+
+FILES = ("database_img", "database_label", "query_img", "query_label")
 
 
 def load_lists(
     root: Path,
     options: Options,
-    database_img: str | os.PathLike[str] = "database_img.txt",
-    database_label: str | os.PathLike[str] = "database_label.txt",
-    query_img: str | os.PathLike[str] = "query_img.txt",
-    query_label: str | os.PathLike[str] = "query_label.txt",
 ) -> Split:
     """Images named by lists; the four files and the images are below `root` unless their names are absolute.
 
@@ -32,7 +28,7 @@ def load_lists(
     Raises:
         UserError: a list is missing, is malformed, or does not fit the others; images are missing.
     """
-    files = [os.fspath(file) for file in (database_img, database_label, query_img, query_label)]
+    files = [getattr(options, name) or f"{name}.txt" for name in FILES]
     require_files(root, files, "the lists dataset needs image names and label rows (docs/datasets.md).")
     database_names, database_labels = read_pair(root / files[0], root / files[1])
     query_names, query_labels = read_pair(root / files[2], root / files[3])

@@ -13,10 +13,17 @@ import numpy as np
 import torch
 
 from data.image_dataset import Split
-from data.listed import find_folder, given_query, require_files, split_of_files
+from data.list_files import (
+    find_folder,
+    given_query,
+    read_class_names,
+    read_pair,
+    require_files,
+    split_of_files,
+    with_prefix,
+)
 from data.options import Options
 from data.split import random_split
-from data.text_lists import read_class_names, read_pair, with_prefix
 
 FOLDERS = ("NUS-WIDE", "nus-wide", "NUS_WIDE")
 IMAGES = "images"

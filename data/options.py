@@ -1,55 +1,78 @@
-"""The options that every dataset understands."""
+"""The options of `load_data`."""
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from utils.errors import UserError
+
+# Options that only one dataset has.
+ONLY_FOR = {
+    "split": "flickr25k",
+    "query_share": "folder",
+    "database_img": "lists",
+    "database_label": "lists",
+    "query_img": "lists",
+    "query_label": "lists",
+}
 
 
 @dataclass(frozen=True)
 class Options:
-    """What `load_data` hands to every loader; a dataset of pixels in memory has no use for the last five.
+    """What `load_data` hands to every loader; datasets that are in memory ignore `on_bad_image` and `cache`.
 
     Attributes:
         seed: decides which images are queries.
-        num_query: number of queries; None: the dataset's own protocol.
+        num_query: number of queries; None: the protocol of the dataset.
         image_size: S, pixels of the square images; None: 224 (digits: 64).
-        split: "lists" for the lists as given (flickr25k); None: the protocol's own split.
-        on_bad_image: "error", or "skip": an image that cannot be read is left out of the split.
-        cache: keep decoded pixels in a file beside the dataset; a path: in that folder. "on" and "off" are True and
-            False, as a command line spells them.
+        split: flickr25k: "lists" for the split of the lists; None: the protocol of the dataset.
+        query_share: folder: share of each class held out as queries, above 0 and below 1; None: 0.1.
+        database_img, database_label, query_img, query_label: lists: names of the four files; None: the same names
+            with .txt.
+        on_bad_image: "error", or "skip": an unreadable image is left out of the split.
+        cache: "on" keeps the decoded pixels in a file in the dataset's folder, "off" keeps none; a folder: there.
         check: look for images that are both query and database, by content.
-        num_workers: threads that decode; 0: one a processor.
+        num_workers: threads that decode; 0: one per processor.
     """
 
     seed: int = 0
     num_query: int | None = None
     image_size: int | None = None
     split: str | None = None
+    query_share: float | None = None
+    database_img: str | None = None
+    database_label: str | None = None
+    query_img: str | None = None
+    query_label: str | None = None
     on_bad_image: str = "error"
-    cache: bool | str | os.PathLike[str] = True
+    cache: str = "on"
     check: bool = False
     num_workers: int = 0
 
     def __post_init__(self) -> None:
-        if self.cache in ("on", "off"):
-            object.__setattr__(self, "cache", self.cache == "on")
-        for field in ("seed", "num_workers"):
-            value = getattr(self, field)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-                raise UserError(f"{field} must be a whole number, 0 or more, not {value!r}.")
-        for field, least in (("num_query", 1), ("image_size", 8)):
-            value = getattr(self, field)
-            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
-                raise UserError(f"{field} must be a whole number, {least} or more, not {value!r}.")
+        for name, least in (("seed", 0), ("num_workers", 0), ("num_query", 1), ("image_size", 8)):
+            value = getattr(self, name)
+            optional = name in ("num_query", "image_size")
+            if not (optional and value is None) and (type(value) is not int or value < least):
+                raise UserError(f"{name} must be a whole number, {least} or more, not {value!r}.")
         if self.on_bad_image not in ("error", "skip"):
             raise UserError(f"on_bad_image must be error or skip, not {self.on_bad_image!r}.")
-        if not isinstance(self.cache, (bool, str, os.PathLike)):
-            raise UserError(f"cache must be on, off or a folder, not {self.cache!r}.")
         if self.split not in (None, "lists"):
             raise UserError(f"split must be left out or be lists, not {self.split!r}.")
+        if self.query_share is not None and not 0 < self.query_share < 1:
+            raise UserError(f"query_share must be above 0 and below 1, not {self.query_share!r}.")
+
+    def require_fitting(self, dataset: str) -> None:
+        """Refuse an option that belongs to another dataset.
+
+        Raises:
+            UserError: the message names the option and its dataset.
+        """
+        for field in fields(self):
+            owner = ONLY_FOR.get(field.name, dataset)
+            if owner != dataset and getattr(self, field.name) is not None:
+                raise UserError(f"--{field.name.replace('_', '-')}: is an option of the dataset {owner}; leave it out.")
 
     @property
     def threads(self) -> int:

@@ -33,8 +33,8 @@ import numpy as np
 from PIL import Image
 
 from data.decode import BadImage, decode
-from data.image_files import in_parallel
 from data.options import Options
+from data.parallel import in_parallel
 from data.pixels import PixelSource
 from utils.errors import UserError
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from data import load_data
+from data import Options, load_data
 from dataset.official_release import run_command
 from utils.errors import UserError
 
@@ -29,7 +29,7 @@ def export(folder: Path, part: str = "all", seed: int = 0, image_size: int = 64)
     Raises:
         UserError: the files cannot be written.
     """
-    split = load_data("digits", folder, image_size=image_size, seed=seed)
+    split = load_data("digits", folder, Options(image_size=image_size, seed=seed))
     written = 0
     try:
         for half in {"all": (split.query, split.database), "query": (split.query,)}.get(part, (split.database,)):

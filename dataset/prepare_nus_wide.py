@@ -23,9 +23,9 @@ from pathlib import Path
 import numpy as np
 
 from data.image_files import find_files
+from data.list_files import read_labels, read_names
 from data.nus_wide import IMAGES, TC10, TC21_DATABASE, TC21_QUERY
 from data.split import rest_of, sample_rows
-from data.text_lists import read_labels, read_names
 from dataset.official_release import count_line, run_command, write_label_rows, write_names
 from utils.errors import UserError
 

@@ -1,11 +1,11 @@
 """The networks and losses of SCHN."""
 
-from .alexnet import AlexNetHash
-from .all_in_one import CycleNet
-from .backbones import BACKBONES, image_network
-from .discriminator import ReconstructionDiscriminator
-from .losses import cycle_loss, cycle_loss_parts, discriminator_loss, generator_loss
-from .mlp import MLP
+from modules.alexnet import AlexNetHash
+from modules.all_in_one import CycleNet
+from modules.backbones import BACKBONES, image_network
+from modules.discriminator import ReconstructionDiscriminator
+from modules.losses import cycle_loss, cycle_loss_parts, discriminator_loss, generator_loss
+from modules.mlp import MLP
 
 __all__ = [
     "BACKBONES",

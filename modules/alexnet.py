@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import alexnet
 
-from .pretrained import load_weights
+from modules.pretrained import load_weights
 
 
 class AlexNetHash(nn.Module):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from .gcn import GraphHash
-from .mlp import MLP
+from modules.gcn import GraphHash
+from modules.mlp import MLP
 
 
 class CycleNet(nn.Module):

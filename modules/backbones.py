@@ -7,10 +7,9 @@ import os
 from torch import Tensor, nn
 from torchvision.models import resnet18, resnet50, vit_b_16
 
+from modules.alexnet import AlexNetHash
+from modules.pretrained import load_weights
 from utils.errors import UserError
-
-from .alexnet import AlexNetHash
-from .pretrained import load_weights
 
 BACKBONES = ("alexnet", "resnet18", "resnet50", "vit_b_16")
 RESNETS = {"resnet18": resnet18, "resnet50": resnet50}
@@ -75,6 +74,8 @@ def image_network(
     """
     if backbone not in BACKBONES:
         raise UserError(f"--backbone {backbone}: must be one of {', '.join(BACKBONES)}.")
+    if weights == "none":
+        weights = None
     if backbone == "alexnet":
         return AlexNetHash(code_length, weights=weights)
     return BackboneHash(backbone, code_length, weights=weights, image_size=image_size)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .mlp import MLP
+from modules.mlp import MLP
 
 
 class ReconstructionDiscriminator(nn.Module):

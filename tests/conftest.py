@@ -12,16 +12,16 @@ torch.set_num_threads(1)
 @pytest.fixture
 def small(monkeypatch):
     """Runs load the small network instead of a real one."""
+    from search import model
     from tests.small_networks import SmallImageNet
-    from utils import trained
 
-    monkeypatch.setattr(trained, "image_network", SmallImageNet)
+    monkeypatch.setattr(model, "image_network", SmallImageNet)
 
 
 @pytest.fixture
 def run_folder(tmp_path, small):
     """The folder of a run of the small network, 12 bits."""
-    from tests.encode_small import make_run
+    from tests.search.encode_small import make_run
 
     return make_run(tmp_path / "run")
 

@@ -9,15 +9,14 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 import main_mmasia
 import main_tomm
 import run
-from modules import CycleNet, cycle_loss, cycle_loss_parts
+from modules import CycleNet, cycle_loss, cycle_loss_parts, discrete
+from modules.discrete import discrete_step, soft_similarity, update_codes
 from modules.gcn import GraphHash
 from modules.gcn.layers import normalise_adjacency
 from modules.losses import code_loss
+from tests.modules.test_discrete import naive_soft_similarity, random_labels
 from tests.small_networks import shrink
-from tests.test_discrete import naive_soft_similarity, random_labels
-from utils import discrete
 from utils.devices import Precision
-from utils.discrete import discrete_step, soft_similarity, update_codes
 
 TINY = ["--dataset", "digits", "--image-size", "16", "--num-samples", "60", "--max-iter", "2", "--max-epoch", "2"]
 TINY += ["--batch-size", "24", "--augment", "crop", "--code-length", "8", "--save-iter", "0"]

@@ -10,15 +10,15 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 
 import main_mmasia
 import main_tomm
-from benchmarks.plain_step import Networks, plain_discrete_step, plain_step
-from data import load_data
+import training.recorder
+from data import Options, load_data
 from data.data_loader import train_batches
+from modules.discrete import draw_sample
 from tests import small_networks
+from tests.plain_step import Networks, plain_discrete_step, plain_step
 from tests.small_networks import changed, shrink, state
-from utils import report
-from utils.discrete import draw_sample
-from utils.run_folder import RunFolder
-from utils.settings import Settings
+from training.run_folder import RunFolder
+from training.settings import Settings
 
 MAINS = {"main_mmasia": main_mmasia, "main_tomm": main_tomm}
 NAMES = ("image_network", "MLP", "CycleNet", "ReconstructionDiscriminator")
@@ -26,7 +26,7 @@ NAMES = ("image_network", "MLP", "CycleNet", "ReconstructionDiscriminator")
 
 @pytest.fixture(scope="module")
 def split():
-    return load_data("digits", "unused", seed=0, image_size=16)
+    return load_data("digits", "unused", Options(seed=0, image_size=16))
 
 
 def settings_for(method, tmp_path, **given):
@@ -53,13 +53,15 @@ def test_training_equals_the_plain_transcription(method, split, tmp_path, monkey
             initial.extend(copy.deepcopy(built[name][0]) for name in NAMES if name in built)
 
     learned = {}
-    finish = report.Report.finish
+    finish = training.recorder.Report.finish
     monkeypatch.setattr(
-        report.Report, "finish", lambda self, codes: learned.update(codes=codes.clone()) or finish(self, codes)
+        training.recorder.Report,
+        "finish",
+        lambda self, codes: learned.update(codes=codes.clone()) or finish(self, codes),
     )
     hook = register_optimizer_step_pre_hook(remember_start)
     try:
-        main.train(settings, 8, split, RunFolder(settings, ["test"], torch.device("cpu")))
+        main.train(RunFolder(settings, torch.device("cpu")), 8, split)
     finally:
         hook.remove()
 
@@ -110,7 +112,7 @@ def test_each_optimiser_changes_its_own_networks_only(method, split, tmp_path, m
 
     hooks = [register_optimizer_step_pre_hook(note), register_optimizer_step_post_hook(compare)]
     try:
-        main.train(settings, 8, split, RunFolder(settings, ["test"], torch.device("cpu")))
+        main.train(RunFolder(settings, torch.device("cpu")), 8, split)
     finally:
         for hook in hooks:
             hook.remove()
@@ -132,7 +134,7 @@ def test_tomm_divides_the_rates_of_g_and_d_by_five(split, tmp_path, monkeypatch)
             lambda optimizer, *_, into=rates: into.append(optimizer.param_groups[0]["lr"])
         )
         try:
-            main_tomm.train(settings, 8, split, RunFolder(settings, ["test"], torch.device("cpu")))
+            main_tomm.train(RunFolder(settings, torch.device("cpu")), 8, split)
         finally:
             hook.remove()
         assert len(rates) == 3 * max_iter
@@ -147,8 +149,8 @@ def test_tomm_divides_the_rates_of_g_and_d_by_five(split, tmp_path, monkeypatch)
 def test_rows_never_drawn_stay_zero_and_the_log_counts_iterations(method, split, tmp_path, monkeypatch):
     shrink(monkeypatch, MAINS[method])
     settings = settings_for(method, tmp_path, max_iter=3, eval_iter=2)
-    run = RunFolder(settings, ["test"], torch.device("cpu"))
-    row = MAINS[method].train(settings, 8, split, run)
+    run = RunFolder(settings, torch.device("cpu"))
+    row = MAINS[method].train(run, 8, split)
     (path,) = run.path.glob("*-database_code.t")
     codes = torch.load(path, weights_only=True)
     drawn = torch.cat([draw_sample(len(codes), 60, settings.seed, iteration) for iteration in range(3)]).unique()
@@ -164,7 +166,7 @@ def test_rows_never_drawn_stay_zero_and_the_log_counts_iterations(method, split,
 def test_five_steps_of_the_real_networks_equal_the_plain_step_in_float32(method, tmp_path, monkeypatch):
     """AlexNet and the networks of the papers, batch 64, dropout off: same losses, same weights up to rounding."""
     main = MAINS[method]
-    split = load_data("digits", "unused", seed=0, image_size=64)
+    split = load_data("digits", "unused", Options(seed=0, image_size=64))
     settings = settings_for(method, tmp_path, image_size=64, num_samples=320, batch_size=64, max_iter=1, max_epoch=1)
     settings = dataclasses.replace(settings, lr=Settings.lr)
     built, losses = {}, []
@@ -173,12 +175,10 @@ def test_five_steps_of_the_real_networks_equal_the_plain_step_in_float32(method,
             monkeypatch.setattr(main, name, recorded(getattr(main, name), name, built))
     monkeypatch.setattr(main.Progress, "step", lambda self, parts: losses.append(parts))
     monkeypatch.setattr(main.Progress, "end_pass", lambda self, *_: {})
-    monkeypatch.setattr(report.Report, "iteration", lambda self, *_: None)
-    monkeypatch.setattr(report.Report, "finish", lambda self, codes: {})
+    monkeypatch.setattr(training.recorder.Report, "iteration", lambda self, *_: None)
+    monkeypatch.setattr(training.recorder.Report, "finish", lambda self, codes: {})
     torch.manual_seed(settings.seed)
-    main.train(
-        dataclasses.replace(settings, weights="none"), 32, split, RunFolder(settings, ["test"], torch.device("cpu"))
-    )
+    main.train(RunFolder(dataclasses.replace(settings, weights="none"), torch.device("cpu")), 32, split)
 
     initial = {name: copy.deepcopy(start) for name, (_, start) in built.items()}
     networks = Networks(*(initial[name] for name in NAMES if name in initial), lr=settings.lr)

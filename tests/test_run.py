@@ -14,7 +14,7 @@ import main_mmasia
 import main_tomm
 import run
 from tests.small_networks import shrink
-from utils import settings as settings_module
+from training import settings as settings_module
 
 TINY = ["--dataset", "digits", "--image-size", "16", "--num-samples", "60", "--max-iter", "2", "--max-epoch", "1"]
 ROOT = Path(__file__).parents[1]

@@ -1,59 +1,90 @@
-"""What the commands over a trained model share: their flags, and how they end."""
+"""How every command of the project reads its flags and ends."""
 
 from __future__ import annotations
 
 import argparse
+import math
+import os
 import signal
 import sys
 from collections.abc import Callable
 from types import FrameType
+from typing import NoReturn
 
-from .errors import UserError
-from .interrupt import Interrupted
-
-
-def add_encoding_flags(parser: argparse.ArgumentParser) -> None:
-    """`--device`, `--batch-size` and `--num-workers`."""
-    parser.add_argument("--device", default="auto", help="auto (a GPU where there is one), cpu, cuda or cuda:N [auto]")
-    parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="images at once on a GPU [64]")
-    parser.add_argument(
-        "--num-workers", type=int, default=0, metavar="N", help="threads that read images ahead; 0: one a processor"
-    )
+from utils.errors import UserError
+from utils.interrupt import SIGNALS, Interrupted
 
 
-def require_least(options: argparse.Namespace, **least: int) -> None:
-    """UserError where an option that was given is less than the number after its name."""
-    for name, smallest in least.items():
-        value = getattr(options, name)
-        if value is not None and value < smallest:
-            flag = f"-{name}" if len(name) == 1 else f"--{name.replace('_', '-')}"
-            raise UserError(f"{flag} {value}: must be {smallest} or more.")
+class Parser(argparse.ArgumentParser):
+    """An `ArgumentParser` whose complaints are a UserError: one line, like every other error."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} ({self.prog} --help lists the flags)")
 
 
-def run_command(name: str, work: Callable[[], None]) -> int:
-    """Run a command and say in a sentence on stderr why it ended early.
+def bounded(
+    kind: type[int] | type[float], low: float = -math.inf, high: float = math.inf, *, exclusive: bool = False
+) -> Callable[[str], int | float]:
+    """A `type` for `add_argument`: a finite number of `kind` from `low` to `high`.
 
     Args:
-        name: what the user typed, e.g. "python -m utils.encode".
-        work: the command. The notes of a KeyboardInterrupt or an Interrupted say what is kept of its work.
+        kind: int or float.
+        low, high: the limits.
+        exclusive: the limits themselves are not allowed.
+    """
+    rules = ["must be a whole number" if kind is int else "must be a number"]
+    if low > -math.inf:
+        rules.append(f"above {low}" if exclusive else f"{low} or more")
+    if high < math.inf:
+        rules.append(f"below {high}" if exclusive else f"at most {high}")
+
+    def parse(text: str) -> int | float:
+        try:
+            value = kind(text)
+            allowed = math.isfinite(value) and (low < value < high if exclusive else low <= value <= high)
+        except (ValueError, OverflowError):
+            allowed = False
+        if not allowed:
+            raise argparse.ArgumentTypeError(f"'{text}' {', '.join(rules)}")
+        return value
+
+    return parse
+
+
+def run_command(name: str, work: Callable[[], int | None]) -> int:
+    """Run a command and end it in the way that all commands of the project end.
+
+    Args:
+        name: what the user typed, e.g. "python -m search encode"; starts every message.
+        work: reads the command line and does the work; returns the exit status, or None for 0. The notes of an
+            `Interrupted` (`BaseException.add_note`) say what is kept of its work and how to continue.
 
     Returns:
-        The exit status: 0, 2 for what the user can mend, 130 after SIGINT or 143 after SIGTERM.
+        The exit status: that of `work`; 2 after a user error, with one line on stderr; 130 after SIGINT and 143 after
+        SIGTERM, with one line; 141 where the reader of stdout has gone (`... | head`), without a line.
     """
-    before = signal.signal(signal.SIGTERM, _stop)
+    # A signal that the shell has set to be ignored (nohup, a background job) stays ignored.
+    handled = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, _stop) for number in handled}
     try:
-        work()
+        status = work() or 0
+        sys.stdout.flush()
+        return status
     except UserError as error:
         print(f"{name}: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:
+        # Python flushes stdout once more at exit (https://docs.python.org/3/library/signal.html#note-on-sigpipe).
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except (KeyboardInterrupt, Interrupted) as error:
         stopped = error if isinstance(error, Interrupted) else Interrupted(signal.SIGINT)
         kept = "; ".join(getattr(error, "__notes__", ["nothing was written"]))
         print(f"{name}: stopped by {stopped}; {kept}.", file=sys.stderr)
         return stopped.status
     finally:
-        signal.signal(signal.SIGTERM, before)
-    return 0
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _stop(number: int, frame: FrameType | None) -> None:

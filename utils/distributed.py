@@ -17,9 +17,9 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
-from .devices import choose_device
-from .errors import UserError
-from .seeding import derive_seed
+from utils.devices import choose_device
+from utils.errors import UserError
+from utils.seeding import derive_seed
 
 
 def size() -> int:

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from .hamming import count_by_distance, query_blocks, stable_average_precision, to_numpy
-from .ranking_metrics import cut, expected_average_precision, expected_ndcg, expected_within, within_radius
+from utils.hamming import count_by_distance, query_blocks, stable_average_precision, to_numpy
+from utils.ranking_metrics import cut, expected_average_precision, expected_ndcg, expected_within, within_radius
 
 Array = torch.Tensor | np.ndarray
 Matrices = tuple[
@@ -209,9 +209,3 @@ def _check_match(query_code, database_code, query_labels, database_labels) -> No
     for what, codes, labels in (("query", query_code, query_labels), ("database", database_code, database_labels)):
         if len(codes) != len(labels):
             raise ValueError(f"{len(codes)} {what} codes but {len(labels)} rows of {what} labels.")
-
-
-if __name__ == "__main__":
-    from .evaluate_command import main
-
-    raise SystemExit(main())

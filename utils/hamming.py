@@ -168,7 +168,7 @@ class _Planes:
     """A chunk of the database as bit planes, packed by all workers."""
 
     def __init__(self, codes: torch.Tensor, labels: torch.Tensor, workers: _Workers) -> None:
-        from .hamming_compiled import BLOCK, WORDS, pack_planes
+        from utils.hamming_compiled import BLOCK, WORDS, pack_planes
 
         code_rows, label_rows = to_numpy(codes), to_numpy(labels)
         blocks = -(-len(code_rows) // BLOCK)
@@ -187,7 +187,7 @@ class _Planes:
 
 
 def _count_compiled(query_code, database_code, query_labels, database_labels, items, relevant, workers, device) -> None:
-    from .hamming_compiled import count_blocks
+    from utils.hamming_compiled import count_blocks
 
     planes = _Planes(database_code, database_labels, workers)
     codes = query_code.to(torch.int8).contiguous().numpy()
@@ -300,7 +300,7 @@ def _as_columns(rows: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 def _rank_compiled(query_code, database_code, query_labels, database_labels, limit, workers):
     """AP in stable order by two counts; None where a row is zero in part, which the bit slices do not order."""
-    from .hamming_compiled import rank_blocks
+    from utils.hamming_compiled import rank_blocks
 
     items = np.zeros((len(query_code), 2 * query_code.shape[1] + 1), np.int64)
     relevant = np.zeros((len(query_code), 1, items.shape[1]), np.int64)

@@ -1,17 +1,17 @@
-"""SIGINT and SIGTERM: finish the iteration, save, say how to go on."""
+"""SIGINT (Ctrl-C) and SIGTERM: finish the iteration, save a checkpoint, say how to resume."""
 
 from __future__ import annotations
 
 import signal
-from types import FrameType, TracebackType
+from types import FrameType
 
-from .progress import log
+from utils.log import log
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupted(Exception):
-    """The run was asked to stop and has saved a checkpoint; `status` is the exit status, 128 + the signal's number."""
+    """The process was asked to stop; `status` is the exit status, 128 + the number of the signal."""
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
@@ -19,27 +19,26 @@ class Interrupted(Exception):
 
 
 class StopRequest:
-    """While entered, the first signal is noted in `number` and the second one stops the process at once.
+    """While entered, the first signal is recorded in `number`, and the second stops the process at once.
 
-    Training asks at the end of each iteration, the only moment at which its whole state is a handful of tensors.
+    Training reads `number` at the end of each iteration, when its whole state is a few tensors.
     """
 
     number: int | None = None
 
     def __enter__(self) -> StopRequest:
-        self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+        self._before = {number: signal.signal(number, self._record) for number in SIGNALS}
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _record(self, number: int, frame: FrameType | None) -> None:
         if self.number is not None:
             raise Interrupted(number)
         self.number = number
         log.warning(
-            "%s: finishing this iteration, then saving; send it again to stop at once.", signal.Signals(number).name
+            "%s: finishing this iteration, then saving; send the signal again to stop at once.",
+            signal.Signals(number).name,
         )

@@ -1,6 +1,6 @@
 """Graph convolution over the similarity graph of a batch."""
 
-from .layers import GraphConvolution
-from .models import GraphHash
+from modules.gcn.layers import GraphConvolution
+from modules.gcn.models import GraphHash
 
 __all__ = ["GraphConvolution", "GraphHash"]

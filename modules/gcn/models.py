@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .layers import GraphConvolution, normalise_adjacency
+from modules.gcn.layers import GraphConvolution, normalise_adjacency
 
 
 class GraphHash(nn.Module):

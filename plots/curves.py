@@ -1,0 +1,297 @@
+"""The curves of runs as pictures (docs/figures.md): `python -m reports figures RUN_FOLDER [RUN_FOLDER …]`.
+
+Three layers: `draw_*` put plain data on given axes; `*_figure` write one picture; `run_figures`, `evaluation_figures`
+and `comparison_figures` read run folders and write all pictures that these allow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator, NullLocator
+from matplotlib.transforms import ScaledTranslation
+
+from plots.style import (
+    BLACK,
+    COLUMN_WIDTH,
+    GREY,
+    PAGE_WIDTH,
+    fit_share_axis,
+    legend_above,
+    legend_below,
+    new_figure,
+    save,
+    series_style,
+    styled,
+)
+from utils.errors import UserError
+
+Rows = Sequence[Mapping[str, Any]]
+Curves = Mapping[str, Sequence[Mapping[str, Any]]]
+Series = Mapping[str, Mapping[int, Sequence[float]]]
+
+NEVER_DRAWN = "rows never drawn filled in"
+_CODE_LOSSES = ("image", "label", "latent")  # the parts f(U) of docs/method.md
+
+
+# ---- Curves on given axes ----
+
+
+def draw_precision_recall(axes: Axes, curves: Curves) -> None:
+    """Precision against recall within Hamming radius 0, 1, …, K; a line a name.
+
+    Args:
+        axes: to draw on.
+        curves: by name, a list with one {"precision": [K+1], "recall": [K+1]} a seed; the line is their mean at each
+            radius, and the name tells their number where there are several.
+
+    Raises:
+        UserError: nothing to draw, or curves of unequal length under one name.
+    """
+    _require(curves, "precision-recall curves")
+    for index, (name, seeds) in enumerate(curves.items()):
+        recall, precision = (_stacked(name, [seed[key] for seed in seeds]) for key in ("recall", "precision"))
+        axes.plot(
+            recall.mean(axis=0), precision.mean(axis=0), label=_counted(name, len(seeds), curves),
+            markevery=(0.03 * index, 0.14), clip_on=False, zorder=3, **series_style(index),
+        )  # fmt: skip
+    axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1.02), ylim=(0, 1.02))
+
+
+def draw_at_cutoffs(axes: Axes, curves: Curves, ylabel: str = "precision@N") -> None:
+    """A figure of the first N items against N, on a logarithmic axis; a line a name.
+
+    Args:
+        axes: to draw on.
+        curves: by name, a list with one {N: value} a seed (N may be text, as in JSON); the line is their mean, the band
+            around it ± their sample standard deviation where there are two or more.
+        ylabel: what the values are.
+
+    Raises:
+        UserError: nothing to draw, or different N under one name.
+    """
+    _require(curves, f"values of {ylabel}")
+    drawn: list[float] = []
+    for index, (name, seeds) in enumerate(curves.items()):
+        cutoffs = [int(n) for n in seeds[0]]
+        values = _stacked(name, [list(seed.values()) for seed in seeds])
+        if any([int(n) for n in seed] != cutoffs for seed in seeds):
+            raise UserError(f"{name}: the runs have different N; compare runs on databases of one size.")
+        mean = values.mean(axis=0)
+        style = series_style(index)
+        axes.plot(cutoffs, mean, label=_counted(name, len(seeds), curves), **style)
+        spread = values.std(axis=0, ddof=1) if len(seeds) > 1 else np.zeros_like(mean)
+        if len(seeds) > 1:
+            axes.fill_between(cutoffs, mean - spread, mean + spread, color=style["color"], alpha=0.15, linewidth=0)
+        drawn += [*(mean - spread), *(mean + spread)]
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.set(xlabel="N, items from the top of the list", ylabel=ylabel)
+    fit_share_axis(axes, drawn)
+
+
+def draw_map_by_code_length(axes: Axes, series: Series, ylabel: str = "mAP") -> None:
+    """Mean mAP against code length with ± the sample standard deviation over seeds; a line a name, n in the legend.
+
+    Args:
+        axes: to draw on.
+        series: by name and code length, one mAP a seed. A single seed has no bar.
+        ylabel: what the values are.
+
+    Raises:
+        UserError: nothing to draw.
+    """
+    _require(series, "mAP")
+    figure = axes.get_figure()
+    assert figure is not None
+    drawn: list[float] = []
+    for index, (name, by_length) in enumerate(series.items()):
+        lengths = sorted(by_length)
+        mean = np.array([np.mean(by_length[bits]) for bits in lengths])
+        spread = np.array([np.std(by_length[bits], ddof=1) if len(by_length[bits]) > 1 else 0.0 for bits in lengths])
+        # Bars of runs that agree would hide each other: each series is shifted by a few points, not in its data.
+        shift = ScaledTranslation((index - (len(series) - 1) / 2) * 3 / 72, 0, figure.dpi_scale_trans)
+        numbers = sorted({len(values) for values in by_length.values()})
+        count = str(numbers[0]) if len(numbers) == 1 else f"{numbers[0]}–{numbers[-1]}"
+        axes.errorbar(
+            lengths,
+            mean,
+            yerr=spread if numbers[-1] > 1 else None,
+            label=f"{name} (n = {count})",
+            capsize=2.5,
+            elinewidth=0.9,
+            transform=axes.transData + shift,
+            **series_style(index),
+        )
+        drawn += [*(mean - spread), *(mean + spread)]
+    ticks = sorted({bits for by_length in series.values() for bits in by_length})
+    axes.set_xticks(ticks)
+    room = max(2.0, 0.06 * (ticks[-1] - ticks[0]))
+    axes.set(xlabel="code length (bits)", ylabel=ylabel, xlim=(ticks[0] - room, ticks[-1] + room))
+    fit_share_axis(axes, drawn)
+
+
+def draw_losses(axes: Axes, rows: Rows, *, of_codes: bool) -> None:
+    """Some parts of the loss against the iteration.
+
+    Args:
+        axes: to draw on.
+        rows: of metrics.jsonl.
+        of_codes: True: the f(U) of image, label and latent codes, which are of one size. False: the other parts, which
+            may differ by decades; their axis is logarithmic where all are above 0 and the least is 1/100 of the
+            greatest or less.
+    """
+    known = list(dict.fromkeys(part for row in rows for part in row["loss"]))
+    parts = [part for part in known if (part in _CODE_LOSSES) == of_codes]
+    drawn: list[float] = []
+    for part in parts:
+        points = [(row["iteration"], row["loss"][part]) for row in rows if part in row["loss"]]
+        axes.plot(
+            *zip(*points, strict=True), label=part, markevery=_sparse(len(points)), **series_style(known.index(part))
+        )  # fmt: skip
+        drawn += [value for _, value in points]
+    if not of_codes and drawn and min(drawn) > 0 and max(drawn) >= 100 * min(drawn):
+        axes.set_yscale("log")
+        axes.yaxis.set_minor_locator(NullLocator())
+    axes.set_ylabel("loss f(U)" if of_codes else "other losses")
+    _iterations(axes)
+    if parts:
+        legend_above(axes)
+
+
+def draw_map(axes: Axes, rows: Rows) -> None:
+    """mAP of the learned codes at the evaluations, and that of the held-out images where there are any (--validate).
+
+    Without an evaluation the panel is empty and says so.
+    """
+    axes.set_ylabel("mAP, learned codes")
+    _iterations(axes, [row["iteration"] for row in rows])
+    drawn: list[float] = []
+    for index, (key, name) in enumerate((("map", "queries"), ("validation_map", "held out"))):
+        points = [(row["iteration"], row[key]) for row in rows if key in row]
+        if points:
+            axes.plot(*zip(*points, strict=True), label=name, markevery=_sparse(len(points)), **series_style(index))
+            drawn += [value for _, value in points]
+    if len(axes.lines) > 1:
+        legend_above(axes)
+    if drawn:
+        fit_share_axis(axes, drawn)
+    else:
+        axes.text(0.5, 0.5, "not evaluated yet", ha="center", va="center", transform=axes.transAxes)
+
+
+def draw_bit_balance(axes: Axes, rows: Rows) -> None:
+    """The mean of each bit over the drawn rows, a thin line a bit, and the mean of their absolute values."""
+    iterations = [row["iteration"] for row in rows]
+    means = _stacked("bit_mean", [row["bit_mean"] for row in rows])  # [iterations, K]
+    for bit in range(means.shape[1]):
+        axes.plot(iterations, means[:, bit], color=GREY, linewidth=0.4, label="one bit" if bit == 0 else None)
+    axes.plot(
+        iterations, np.abs(means).mean(axis=1), color=BLACK, linewidth=1.6, marker="o", markersize=3,
+        markevery=_sparse(len(iterations)), label="mean |mean|",
+    )  # fmt: skip
+    axes.set(ylabel="mean of a bit (0: balanced)", ylim=(-1.05, 1.05))
+    legend_above(axes)
+    _iterations(axes)
+
+
+def draw_distinct(axes: Axes, rows: Rows) -> None:
+    """The share of distinct codes among the drawn rows."""
+    axes.plot(
+        [row["iteration"] for row in rows], [row["distinct"] for row in rows], markevery=_sparse(len(rows)),
+        **series_style(0),
+    )  # fmt: skip
+    axes.set(ylabel="share of distinct codes", ylim=(0, 1.02))
+    _iterations(axes)
+
+
+def _iterations(axes: Axes, of: Sequence[int] | None = None) -> None:
+    axes.set_xlabel("iteration")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6, steps=[1, 2, 5, 10]))
+    if of is not None:
+        room = 0.05 * (of[-1] - of[0])
+        axes.set_xlim(of[0] - room, of[-1] + room)
+
+
+def _sparse(points: int) -> int:
+    """`markevery` that leaves about 12 markers on a line."""
+    return max(1, points // 12)
+
+
+def _require(curves: Mapping[str, Any], what: str) -> None:
+    if not curves or not all(len(curve) for curve in curves.values()):
+        raise UserError(f"There are no {what} to draw; name a run that has ended.")
+
+
+def _stacked(name: str, seeds: Sequence[Sequence[float]]) -> np.ndarray:
+    if len({len(values) for values in seeds}) != 1:
+        raise UserError(f"{name}: the curves differ in length, so they have no mean; compare runs of one code length.")
+    return np.array(seeds, dtype=np.float64)
+
+
+def _counted(name: str, seeds: int, curves: Curves) -> str:
+    return f"{name} (n = {seeds})" if any(len(others) > 1 for others in curves.values()) else name
+
+
+# ---- Pictures ----
+
+
+def precision_recall_figure(path: str | Path, curves: Curves, title: str = "") -> Path:
+    """Write the picture of `draw_precision_recall` (PNG or PDF by the name's ending)."""
+    return _one_panel(path, title, lambda axes: draw_precision_recall(axes, curves))
+
+
+def cutoff_figure(path: str | Path, curves: Curves, ylabel: str = "precision@N", title: str = "") -> Path:
+    """Write the picture of `draw_at_cutoffs`."""
+    return _one_panel(path, title, lambda axes: draw_at_cutoffs(axes, curves, ylabel))
+
+
+def map_figure(path: str | Path, series: Series, ylabel: str = "mAP", title: str = "") -> Path:
+    """Write the picture of `draw_map_by_code_length`."""
+    return _one_panel(path, title, lambda axes: draw_map_by_code_length(axes, series, ylabel))
+
+
+@styled
+def _one_panel(path: str | Path, title: str, draw: Callable[[Axes], None]) -> Path:
+    figure = new_figure(COLUMN_WIDTH, 3.0)
+    axes = figure.add_subplot()
+    draw(axes)
+    axes.set_title(title, loc="left")
+    legend_below(axes)
+    return save(figure, path)
+
+
+@styled
+def training_figure(path: str | Path, rows: Rows, title: str = "") -> Path:
+    """Write the training curves of one code length: losses, mAP, bit balance, share of distinct codes.
+
+    Args:
+        path: of the picture, .png or .pdf.
+        rows: of metrics.jsonl, one code length, in order.
+        title: above the losses.
+
+    Raises:
+        UserError: fewer than two rows, which make no curve.
+    """
+    if len(rows) < 2:
+        raise UserError(f"{len(rows)} iteration(s) make no curve; training curves need two or more.")
+    figure = new_figure(PAGE_WIDTH, 4.4)
+    lines = figure.add_gridspec(2, 1)
+    losses, codes = lines[0].subgridspec(1, 2, wspace=0.06), lines[1].subgridspec(1, 3, wspace=0.06)
+    draw_losses(figure.add_subplot(losses[0]), rows, of_codes=True)
+    draw_losses(figure.add_subplot(losses[1]), rows, of_codes=False)
+    for column, draw in enumerate((draw_map, draw_bit_balance, draw_distinct)):
+        draw(figure.add_subplot(codes[column]), rows)
+    if title:
+        figure.suptitle(title, x=0.01, ha="left", fontsize=9)
+    return save(figure, path)
+
+
+# ---- Run folders ----
+
+
+# ---- Command ----

@@ -1,0 +1,150 @@
+"""How the pictures look: one style for all of them, readable in print and without colour.
+
+Every series has a colour, a marker and a line style of its own, so that no meaning rests on colour alone. The colours
+are those of Okabe and Ito (2008), without yellow, which vanishes on white paper. Figures are made without pyplot: no
+global state, no display, and the same bytes from the same data.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from utils.errors import UserError
+
+FORMATS = ("png", "pdf")
+COLUMN_WIDTH, PAGE_WIDTH = 3.4, 7.0  # inches: a column and a page of a two-column paper
+
+BLACK, BLUE, VERMILLION, GREEN = "#000000", "#0072B2", "#D55E00", "#009E73"
+COLOURS = (BLUE, VERMILLION, GREEN, BLACK, "#CC79A7", "#E69F00", "#56B4E9")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<")
+LINES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (5, 1.5, 1.2, 1.5)), (0, (9, 2)))
+GREY = "#8C8C8C"
+
+_STYLE: dict[Any, Any] = {
+    "font.family": "DejaVu Sans",  # comes with matplotlib
+    "font.size": 8,
+    "axes.titlesize": 8,
+    "axes.labelsize": 8,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "legend.fontsize": 7,
+    "legend.frameon": False,
+    "legend.handlelength": 3.2,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.6,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#E0E0E0",
+    "grid.linewidth": 0.5,
+    "lines.linewidth": 1.2,
+    "lines.markersize": 3.8,
+    "pdf.fonttype": 42,  # text stays text
+    "savefig.dpi": 300,
+}
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+@contextmanager
+def house_style() -> Iterator[None]:
+    """Matplotlib's defaults and over them this module's, whatever the user's matplotlibrc says."""
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(_STYLE)
+        yield
+
+
+def styled(function: Callable[P, R]) -> Callable[P, R]:
+    """Run a drawing function in `house_style`."""
+
+    @functools.wraps(function)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
+        with house_style():
+            return function(*args, **kwargs)
+
+    return wrapper
+
+
+def series_style(index: int) -> dict[str, Any]:
+    """Colour, marker and line style of the series `index`; no two of the first 40 look alike, even in grey.
+
+    The marker's face is white for every second series, so that points that coincide are both seen.
+    """
+    colour = COLOURS[index % len(COLOURS)]
+    return {
+        "color": colour,
+        "marker": MARKERS[index % len(MARKERS)],
+        "linestyle": LINES[index % len(LINES)],
+        "markerfacecolor": "white" if index % 2 else colour,
+    }
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure, inches, laid out so that nothing overlaps and legends outside the axes have room."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def legend_below(axes: Axes) -> None:
+    """A legend under axes of a column's width, where it hides no data, in as many columns as its names allow."""
+    handles, labels = axes.get_legend_handles_labels()
+    columns = max(1, min(len(labels), 60 // (max(map(len, labels)) + 11)))  # 60 characters a line, 11 for the sample
+    figure = axes.get_figure()
+    assert figure is not None
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns)
+
+
+def legend_above(axes: Axes) -> None:
+    """A legend over the axes, in a picture of several: up to three names a line, of four two."""
+    number = len(axes.get_legend_handles_labels()[1])
+    axes.legend(
+        loc="lower left",
+        bbox_to_anchor=(0, 1),
+        ncols=2 if number == 4 else 3,
+        borderaxespad=0.2,
+        handlelength=2.4,
+        columnspacing=1.2,
+    )
+
+
+def fit_share_axis(axes: Axes, values: Iterable[float], least: float = 0.1) -> None:
+    """y limits around `values` in [0, 1]: a span of `least` or more, and never far outside of what a share can be."""
+    numbers = list(values)
+    low, high = min(numbers), max(numbers)
+    room = 0.08 * max(high - low, least)
+    missing = max(0.0, least - (high - low)) / 2
+    bottom = max(-0.015, low - room - missing)  # 0.015, so that no tick stands where no share can be
+    axes.set_ylim(bottom, min(1.015, max(high + room + missing, bottom + least)))
+
+
+@styled
+def save(figure: Figure, path: str | Path) -> Path:
+    """Write `figure` as PNG or PDF by the name's ending, without dates or versions; makes the folder.
+
+    Raises:
+        UserError: another ending, or a place that cannot be written to.
+    """
+    path = Path(path)
+    if path.suffix[1:] not in FORMATS:
+        raise UserError(f"{path}: pictures are written as {' or '.join(FORMATS)}; name the file so.")
+    nameless = {"png": {"Software": None}, "pdf": {"CreationDate": None, "Creator": None, "Producer": None}}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, metadata=nameless[path.suffix[1:]])
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror}); name another folder.") from error
+    return path

@@ -1,0 +1,1 @@
+"""What runs left: evaluation, figures and tables."""

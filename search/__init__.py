@@ -1,0 +1,1 @@
+"""Codes for any images, a search index and its page."""

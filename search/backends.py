@@ -1,0 +1,249 @@
+"""Ways to search an index: the project's own, and those of faiss where it is installed (docs/search.md).
+
+- ``numpy``: every code is compared (`Index.search`). Exact.
+- ``flat``: the same by faiss's IndexBinaryFlat. Exact, with the same result.
+- ``ivf``: codes are kept by their nearest of some thousand centres; a query looks at the lists of the `nprobe` nearest
+  centres (IndexBinaryIVF). Approximate.
+- ``multihash``: a code is cut into pieces of 16 bits or more, each the key of a table; a query looks up its pieces, and
+  those with up to `nflip` bits flipped (IndexBinaryMultiHash). Approximate for the k nearest; exact within a radius.
+
+All give the same order, by (distance, row). faiss breaks ties in its own way, so all that tie at the cut are fetched.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from search.exact import Rows
+from search.index import Index
+from search.index_files import FAISS, check_file, described_file
+from utils.errors import UserError
+
+BACKENDS = ("numpy", "flat", "ivf", "multihash")
+EXACT = ("numpy", "flat")
+
+MOST_FOR_EXACT = 50_000_000  # codes; beyond, comparing all takes a thread a twentieth of a second and more
+_LEAST_KEY_BITS = 16
+_MORE = 32  # fetched beyond k, so that most ties at the cut are seen whole at once
+_TRAINING_CODES = 40  # a centre; faiss warns below 39
+_SEED = 1
+
+
+class Backend(Protocol):
+    """Something that searches as `Index.search` does.
+
+    Attributes:
+        name: one of `BACKENDS`.
+    """
+
+    name: str
+
+    def is_exact(self, radius: int | None) -> bool:
+        """Whether a search within `radius`, or without one, misses nothing."""
+        ...
+
+    def search(
+        self, query_codes: npt.ArrayLike, k: int | None = None, radius: int | None = None
+    ) -> list[tuple[Rows, Rows]]:
+        """As `Index.search`; approximate ones may miss codes, the distances they give are right."""
+        ...
+
+
+class NumpyBackend:
+    """`Index.search` itself."""
+
+    name = "numpy"
+
+    def __init__(self, index: Index) -> None:
+        self.search = index.search
+
+    def is_exact(self, radius: int | None) -> bool:
+        """As `Backend.is_exact`."""
+        return True
+
+
+class FaissBackend:
+    """A faiss binary index over the codes of an index.
+
+    Args:
+        index: whose codes were added, in their order.
+        name: one of ``flat``, ``ivf``, ``multihash``.
+        structure: the faiss index (`build_structure`).
+        nprobe: lists that a query looks at (ivf); None: what `structure` says.
+        nflip: bits flipped in each key (multihash); None: 1, and within a radius as many as make the result exact.
+    """
+
+    def __init__(
+        self, index: Index, name: str, structure: Any, *, nprobe: int | None = None, nflip: int | None = None
+    ) -> None:
+        self.index, self.name, self.structure, self.nflip = index, name, structure, nflip
+        if name == "ivf":
+            structure.nprobe = min(nprobe or default_nprobe(structure.nlist), structure.nlist)
+
+    def is_exact(self, radius: int | None) -> bool:
+        """As `Backend.is_exact`."""
+        if self.name == "multihash":
+            return radius is not None and self._flips(radius) >= min(radius // self.structure.nhash, self.structure.b)
+        return self.name == "flat" or self.structure.nprobe == self.structure.nlist
+
+    def search(
+        self, query_codes: npt.ArrayLike, k: int | None = None, radius: int | None = None
+    ) -> list[tuple[Rows, Rows]]:
+        """As `Backend.search`."""
+        queries, most, limit = self.index.checked(query_codes, k, radius)
+        queries = np.ascontiguousarray(queries)
+        if self.name == "multihash":
+            self.structure.nflip = self._flips(radius)
+        if radius is not None or most == len(self.index):
+            return [first(*found, most) for found in self._within(queries, limit)]
+        fetched = min(most + _MORE, len(self.index))
+        distances, rows = self.structure.search(queries, fetched)
+        results: list[tuple[Rows, Rows]] = []
+        cut: dict[int, list[int]] = {}  # queries whose ties at the cut were not all fetched, by the cut's distance
+        for query, (distance, row) in enumerate(zip(distances, rows, strict=True)):
+            found = row >= 0  # -1 stands for nothing more
+            results.append(first(row[found], distance[found], most))
+            if found.all() and fetched < len(self.index) and distance[-1] == distance[most - 1]:
+                cut.setdefault(int(distance[most - 1]), []).append(query)
+        for distance, places in cut.items():
+            for place, within in zip(places, self._within(queries[places], distance), strict=True):
+                results[place] = first(*within, most)
+        return results
+
+    def _within(self, queries: npt.NDArray[np.uint8], radius: int) -> list[tuple[Rows, Rows]]:
+        """All codes found at distance ≤ radius, in no order."""
+        results = []
+        for query in queries:  # one at a time: with a wide radius a query alone may have millions
+            # faiss takes what is strictly nearer.
+            _, distances, rows = self.structure.range_search(query[None], radius + 1)
+            results.append((rows.astype(np.int64), distances.astype(np.int64)))
+        return results
+
+    def _flips(self, radius: int | None) -> int:
+        """Bits to flip in each key: of r differing bits, one of the nhash pieces has at most ⌊r / nhash⌋."""
+        if self.nflip is not None:
+            return self.nflip
+        flips = 1 if radius is None else radius // self.structure.nhash
+        return min(flips, self.structure.b)
+
+
+def first(rows: npt.NDArray[Any], distances: npt.NDArray[Any], k: int) -> tuple[Rows, Rows]:
+    """The first k by (distance, row), int64."""
+    order = np.lexsort((rows, distances))[:k]
+    return rows[order].astype(np.int64), distances[order].astype(np.int64)
+
+
+def default_backend(count: int) -> str:
+    """``numpy`` up to `MOST_FOR_EXACT` codes, and always without faiss; beyond, ``ivf``.
+
+    Never ``flat``: one thread compares as fast here as there (docs/search.md).
+    """
+    return "ivf" if count > MOST_FOR_EXACT and faiss_is_there() else "numpy"
+
+
+def faiss_is_there() -> bool:
+    """Whether faiss can be imported."""
+    return importlib.util.find_spec("faiss") is not None
+
+
+def open_backend(
+    index: Index, name: str = "auto", *, nprobe: int | None = None, nflip: int | None = None
+) -> NumpyBackend | FaissBackend:
+    """The backend `name`; "auto": the kind that is stored with the index, else `default_backend`.
+
+    A structure of faiss that the index's folder holds is read, any other is made from the codes.
+
+    Raises:
+        UserError: an unknown name, faiss is not installed, or the stored structure is damaged.
+    """
+    if name not in ("auto", *BACKENDS):
+        raise UserError(f"--backend {name}: must be one of auto, {', '.join(BACKENDS)}.")
+    stored = None if index.folder is None else described_file(index.folder, FAISS)
+    if name == "auto":
+        name = stored["kind"] if stored is not None and faiss_is_there() else default_backend(len(index))
+    if name == "numpy":
+        return NumpyBackend(index)
+    require_faiss(name)
+    if stored is not None and stored["kind"] == name:
+        assert index.folder is not None
+        check_file(index.folder, FAISS, stored)
+        import faiss
+
+        structure = faiss.read_index_binary(str(index.folder / FAISS))
+        if structure.ntotal != len(index) or structure.d != 8 * index.codes.shape[1]:
+            raise UserError(f"{index.folder / FAISS}: is of other codes; build the index again.")
+    else:
+        structure = build_structure(name, index.codes)
+    return FaissBackend(index, name, structure, nprobe=nprobe, nflip=nflip)
+
+
+def require_faiss(name: str) -> None:
+    """UserError where faiss is not installed."""
+    if not faiss_is_there():
+        raise UserError(
+            f"--backend {name}: needs faiss (pip install -r requirements-search.txt); --backend numpy does without."
+        )
+
+
+def build_structure(
+    name: str,
+    codes: npt.NDArray[np.uint8],
+    *,
+    nlist: int | None = None,
+    nhash: int | None = None,
+    bits: int | None = None,
+) -> Any:
+    """A faiss binary index over packed codes uint8 [n, bytes].
+
+    Args:
+        name: ``flat``, ``ivf`` or ``multihash``.
+        nlist: centres (ivf); None: `default_nlist`. They are learnt from some 40 codes each, drawn with a fixed seed.
+        nhash, bits: tables and bits of a key (multihash); None: `default_tables`.
+    """
+    import faiss
+
+    codes = np.ascontiguousarray(codes)
+    width = 8 * codes.shape[1]
+    structure: Any
+    if name == "flat":
+        structure = faiss.IndexBinaryFlat(width)
+    elif name == "ivf":
+        nlist = min(nlist or default_nlist(len(codes)), len(codes))
+        quantizer: Any = faiss.IndexBinaryFlat(width)
+        structure = faiss.IndexBinaryIVF(quantizer, width, nlist)
+        quantizer.this.disown()  # the index frees it
+        structure.own_fields = True
+        structure.cp.seed = _SEED
+        structure.cp.min_points_per_centroid = 1  # few codes: no warning on stderr
+        number = min(len(codes), _TRAINING_CODES * nlist)
+        chosen = np.sort(np.random.default_rng(_SEED).choice(len(codes), number, replace=False))
+        structure.train(codes[chosen])
+    else:
+        tables, key_bits = default_tables(len(codes), width)
+        structure = faiss.IndexBinaryMultiHash(width, nhash or tables, bits or key_bits)
+    structure.add(codes)
+    return structure
+
+
+def default_nlist(count: int) -> int:
+    """Centres for n ≥ 1 codes: the largest power of two up to √n. Centres and a list's codes are about as many."""
+    return 1 << (math.isqrt(count).bit_length() - 1)
+
+
+def default_nprobe(nlist: int) -> int:
+    """Lists that a query looks at: one in 32, at least 8."""
+    return max(8, nlist // 32)
+
+
+def default_tables(count: int, width: int) -> tuple[int, int]:
+    """(tables, bits of a key) for n ≥ 1 codes of `width` bits; the keys cover the code once, but for a rest.
+
+    A key has 16 bits, or as many as leave eight codes a key on average; faiss takes at most 64.
+    """
+    tables = max(1, width // max(_LEAST_KEY_BITS, count.bit_length() - 4))
+    return tables, min(width // tables, 64)

@@ -1,0 +1,92 @@
+"""Exact search in packed codes by Hamming distance."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+_ROWS_AT_ONCE = 1 << 16  # what a query looks at together stays in the processor's cache
+
+
+Rows = npt.NDArray[np.int64]
+
+
+def as_words(codes: npt.NDArray[np.uint8]) -> list[np.ndarray]:
+    """Packed codes uint8 [n, bytes] as words: one array [n] of the shortest type, or several of uint64.
+
+    Without a copy where a code has 1, 2, 4 or 8 bytes. The order of bits in a word is of no account for distances.
+    """
+    codes = np.asarray(codes)
+    width = codes.shape[1]
+    size = next((size for size in (1, 2, 4, 8) if width <= size), 8)
+    words = -(-width // size)
+    if width != words * size:
+        padded = np.zeros((len(codes), words * size), np.uint8)
+        padded[:, :width] = codes
+        codes = padded
+    columns = np.ascontiguousarray(codes).view(f"u{size}")
+    return [np.ascontiguousarray(columns[:, word]) for word in range(words)]
+
+
+def search_words(
+    words: Sequence[np.ndarray], queries: Sequence[np.ndarray], count: int, k: int, radius: int
+) -> list[tuple[Rows, Rows]]:
+    """`Index.search` on words (`as_words`), for k ≥ 1 and a radius ≥ 0.
+
+    Rows come in ascending order, so a later one at the distance of the k-th found so far has lost the tie: only what is
+    strictly nearer is looked at again, which after a few blocks is next to nothing.
+    """
+    num_queries = len(queries[0])
+    limits = [radius + 1] * num_queries  # only distances below it can still matter
+    found: list[list[tuple[Rows, npt.NDArray[Any]]]] = [[] for _ in range(num_queries)]
+    held = [0] * num_queries
+    for start in range(0, count, _ROWS_AT_ONCE):
+        block = [word[start : start + _ROWS_AT_ONCE] for word in words]
+        for query in range(num_queries):
+            distance = _distances(block, [word[query] for word in queries])
+            near = np.flatnonzero(distance < limits[query])
+            if len(near) > 2 * k:  # the first block: sorting it would take longer than all the others
+                counts = np.cumsum(np.bincount(distance[near]))
+                near = near[distance[near] <= np.searchsorted(counts, k)]
+            if not len(near):
+                continue
+            found[query].append((near + start, distance[near]))
+            held[query] += len(near)
+            if held[query] >= 2 * k:  # not at every find: with a large k sorting would cost more than counting
+                found[query] = [_nearest(found[query], k)]
+                held[query] = k
+                limits[query] = int(found[query][0][1][-1])
+    return [_nearest(parts, k) for parts in found]
+
+
+def _nearest(parts: Sequence[tuple[Rows, npt.NDArray[Any]]], k: int) -> tuple[Rows, Rows]:
+    """The first k by (distance, row) of parts whose rows at one distance ascend."""
+    if not parts:
+        return np.zeros(0, np.int64), np.zeros(0, np.int64)
+    rows, distances = (np.concatenate(part) for part in zip(*parts, strict=True))
+    order = np.argsort(distances, kind="stable")[:k]  # of short integers, numpy sorts by radix
+    return rows[order], distances[order].astype(np.int64)
+
+
+def _distances(block: Sequence[np.ndarray], query: Sequence[np.unsignedinteger]) -> np.ndarray:
+    """Hamming distances [n] of words to one query."""
+    total: np.ndarray | None = None
+    for word, own in zip(block, query, strict=True):
+        ones = _count_ones(word ^ own)
+        total = ones if total is None else np.add(total, ones, dtype=np.int32)
+    assert total is not None
+    return total
+
+
+_ONES = np.array([bin(value).count("1") for value in range(1 << 8)], np.uint8)
+
+
+def ones_by_table(words: np.ndarray) -> npt.NDArray[np.uint8]:
+    """The number of ones of each word [n], for numpy 1, which has no `bitwise_count`."""
+    return _ONES[words[:, None].view(np.uint8)].sum(axis=1, dtype=np.uint8)
+
+
+_count_ones = getattr(np, "bitwise_count", ones_by_table)

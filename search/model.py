@@ -1,0 +1,170 @@
+"""A trained image network, from a run's folder or from an export: what hashing needs and nothing else."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from data.transform import shorter_side_for
+from modules import image_network
+from utils.errors import UserError
+from utils.files import load_tensors, write_file
+from utils.runs import model_files, read_config
+
+EXPORT_FORMAT = "schn-model-1"
+EXPORTED_SETTINGS = ("backbone", "code_length", "image_size", "dataset", "method")
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """An image network that is ready to hash.
+
+    Attributes:
+        model: images [N, 3, S, S] → (features, code [N, K]); float32, in eval mode, on the CPU when loaded.
+        code_length: K.
+        image_size: S, pixels.
+        dataset: the collection that it was trained on.
+        settings: of the run; of an export those in `EXPORTED_SETTINGS`.
+        fingerprint: SHA-256 of the weights (`fingerprint`), 64 hexadecimal digits.
+    """
+
+    model: nn.Module
+    code_length: int
+    image_size: int
+    dataset: str
+    settings: dict[str, Any]
+    fingerprint: str
+
+    @property
+    def shorter_side(self) -> int:
+        """Pixels of the shorter side after Resize, before the central crop, as the run's own evaluation has it."""
+        # The digits fill their image: evaluation cuts nothing off (data/digits.py).
+        return self.image_size if self.dataset == "digits" else shorter_side_for(self.image_size)
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """The settings that an image's code depends on, besides the weights, and where they come from: JSON-ready."""
+        own = {"backbone": self.settings.get("backbone", "alexnet"), "code_length": self.code_length}
+        return {name: own.get(name, self.settings.get(name)) for name in EXPORTED_SETTINGS}
+
+
+def load_model(folder: str | Path, code_length: int | None = None) -> TrainedModel:
+    """The image network of a run, or of a file written by `export_model`; nothing but tensors is unpickled.
+
+    Args:
+        folder: a run's folder, with config.json and `model_image-{K}bits.pt`; or an export.
+        code_length: K; None: the only one that there is.
+
+    Raises:
+        UserError: there is no such model, or its files are damaged or do not belong together.
+    """
+    path = Path(folder)
+    if path.is_dir():
+        settings = read_config(path)["settings"]
+        code_length, file = _choose(path, code_length)
+        return _build(settings | {"code_length": code_length}, load_tensors(file, "a model"), file, settings)
+    if not path.is_file():
+        raise UserError(f"{path}: there is no such folder; name the folder of a run, or a model written by --export.")
+    content = load_tensors(path, "a model")
+    if not isinstance(content, dict) or content.get("format") != EXPORT_FORMAT:
+        raise UserError(f"{path}: not a model written by --export; name the folder of a run, or such a file.")
+    settings = content.get("settings")
+    if not isinstance(settings, dict):
+        raise UserError(f"{path}: the export holds no settings; write it again with --export.")
+    if code_length not in (None, settings.get("code_length")):
+        raise UserError(
+            f"--code-length {code_length}: {path} holds a model of {settings.get('code_length')} bits; "
+            "leave the flag out."
+        )
+    return _build(settings, content.get("state"), path, settings)
+
+
+def export_model(trained: TrainedModel, path: str | Path) -> None:
+    """Write the network in half precision with what hashing needs to know, atomically.
+
+    The file holds {"format", "settings": the `EXPORTED_SETTINGS`, "state": the state dict, floats in float16}.
+
+    Raises:
+        UserError: a weight is beyond float16, or the file cannot be written.
+    """
+    state: dict[str, Tensor] = {}
+    for name, value in trained.model.state_dict().items():
+        value = value.detach().cpu()
+        state[name] = value.half() if value.is_floating_point() else value
+        if not bool(torch.isfinite(state[name]).all()):
+            raise UserError(f"{path}: '{name}' has weights beyond 65,504, which half precision cannot hold.")
+    content = {"format": EXPORT_FORMAT, "settings": trained.summary, "state": state}
+    write_file(Path(path), lambda file: torch.save(content, file), "--export")
+
+
+def fingerprint(state: Mapping[str, Tensor]) -> str:
+    """SHA-256 of a state dict: of each entry, in the order of the names, its name, dtype, shape and bytes.
+
+    The bytes are the numbers in row-major order, whatever the memory format. Two models have one fingerprint exactly
+    if all their numbers are the same.
+    """
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        array = state[name].detach().cpu().contiguous().numpy()
+        digest.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
+        digest.update(array.reshape(-1).data.cast("B"))
+    return digest.hexdigest()
+
+
+def _choose(folder: Path, code_length: int | None) -> tuple[int, Path]:
+    """The code length and the model file of a run's folder."""
+    found = model_files(folder)
+    listed = ", ".join(map(str, found))
+    if not found:
+        raise UserError(
+            f"{folder}: holds no model_image-*bits.pt; the model is written when a code length is finished."
+        )
+    if code_length is None and len(found) > 1:
+        raise UserError(f"{folder}: holds models of {listed} bits; choose one with --code-length.")
+    chosen = next(iter(found)) if code_length is None else code_length
+    if chosen not in found:
+        raise UserError(f"--code-length {chosen}: {folder} has no such model; it holds {listed} bits.")
+    return chosen, found[chosen]
+
+
+def _build(wanted: dict[str, Any], state: Any, path: Path, settings: dict[str, Any]) -> TrainedModel:
+    """The network that `wanted` describes, with `state` loaded; `path` is the file, for complaints."""
+    wanted = {"backbone": "alexnet", **wanted}  # runs had no other before there was a choice
+    for name, kind in (("code_length", int), ("image_size", int), ("dataset", str), ("backbone", str)):
+        value = wanted.get(name)
+        if type(value) is not kind or not value or (isinstance(value, int) and value < 0):
+            raise UserError(f"{path}: the settings that belong to it have {name} {value!r}, which cannot be.")
+    code_length, image_size, backbone = wanted["code_length"], wanted["image_size"], wanted["backbone"]
+    with torch.device("meta"):  # shapes only: no random numbers are drawn for weights that are replaced at once
+        model = image_network(backbone, code_length, weights=None, image_size=image_size)
+    model.load_state_dict(_fitting(state, model.state_dict(), path, f"{backbone} with {code_length} bits"), assign=True)
+    model.requires_grad_(False).eval()
+    return TrainedModel(
+        model, code_length, image_size, wanted["dataset"], dict(settings), fingerprint(model.state_dict())
+    )
+
+
+def _fitting(state: Any, own: Mapping[str, Tensor], path: Path, what: str) -> dict[str, Tensor]:
+    """`state` in the network's own dtypes; UserError where it is not exactly the network's."""
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise UserError(f"{path}: holds no state dict (a mapping from names to tensors).")
+    for problem, names in (("lacks", own.keys() - state.keys()), ("has the unknown entry", state.keys() - own.keys())):
+        if names:
+            raise UserError(f"{path}: {problem} '{min(map(str, names))}' ({len(names)} such); it is no {what}.")
+    result = {}
+    for name, value in state.items():
+        if value.shape != own[name].shape:
+            shapes = f"{tuple(value.shape)}, not {tuple(own[name].shape)}"
+            raise UserError(f"{path}: '{name}' has shape {shapes}; it is no {what}.")
+        if value.layout != torch.strided or value.is_floating_point() != own[name].is_floating_point():
+            raise UserError(f"{path}: '{name}' holds numbers of another kind ({value.dtype}); it is no {what}.")
+        result[name] = value.to(own[name].dtype)
+        if not bool(torch.isfinite(result[name]).all()):
+            raise UserError(f"{path}: '{name}' holds numbers that are not finite; the training has gone wrong.")
+    return result

@@ -1,0 +1,170 @@
+"""`python -m search`: find the images of a collection that are like a given one (docs/search.md)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from data.decode import BadImage, decode
+from plots.gallery import THUMBNAIL, Gallery
+from search.backends import Backend, open_backend
+from search.encode import encode_files
+from search.encode_command import find_images
+from search.exact import Rows
+from search.index import Index
+from search.model import TrainedModel, load_model
+from utils.errors import UserError
+
+MOST_IN_FIGURE = 10  # queries, and neighbours of each
+_MISSING = 208  # grey of an image that cannot be read any more
+
+
+def model_of(index: Index, run: str | Path | None) -> TrainedModel:
+    """The model that made the codes: of `run`, or the one that the index holds. UserError where it is another."""
+    if run is None:
+        return index.model()
+    trained = load_model(run, index.code_length)
+    index.matches(trained)
+    return trained
+
+
+def query(
+    index: Index,
+    images: Iterable[str],
+    *,
+    run: str | Path | None = None,
+    k: int | None = None,
+    radius: int | None = None,
+    backend: str = "auto",
+    nprobe: int | None = None,
+    nflip: int | None = None,
+    batch_size: int = 64,
+    device: Any = "cpu",
+    num_workers: int = 0,
+) -> tuple[list[tuple[str, Rows, Rows]], list[tuple[str, str]], Backend]:
+    """Search an index for images.
+
+    Args:
+        images: files, folders, lists.
+        run: the model; None: the one in the index.
+        k, radius: as for `Index.search`.
+        backend, nprobe, nflip: as for `search.backends.open_backend`.
+        batch_size, device, num_workers: as for `search.encode.encode_files`.
+
+    Returns:
+        (path, rows, distances) of each image; (path, reason) of those that cannot be read; what searched.
+
+    Raises:
+        UserError: none can be read, or the index is of another model.
+    """
+    index.checked(np.zeros((0, index.codes.shape[1]), np.uint8), k, radius)
+    paths = find_images(images)
+    trained = model_of(index, run)
+    searcher = open_backend(index, backend, nprobe=nprobe, nflip=nflip)
+    unreadable: list[tuple[str, str]] = []
+    found: list[tuple[str, Rows, Rows]] = []
+    for names, codes in encode_files(
+        trained,
+        paths,
+        batch_size=batch_size,
+        device=device,
+        num_workers=num_workers,
+        on_bad_image=lambda name, reason: unreadable.append((name, reason)),
+    ):
+        for name, (rows, distances) in zip(names, searcher.search(codes, k, radius), strict=True):
+            found.append((name, rows, distances))
+    if not found:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in unreadable[:3])
+        raise UserError(f"None of the {len(paths)} query images could be read ({reasons}).")
+    return found, unreadable, searcher
+
+
+def table(index: Index, found: Sequence[tuple[str, Rows, Rows]]) -> str:
+    """For each query a table of its neighbours: rank, distance, label where there are any, name."""
+    lines = []
+    for path, rows, distances in found:
+        lines += ["", printable(path)]
+        if not len(rows):
+            lines.append("  nothing within the radius")
+            continue
+        labels = None if index.labels is None else [printable(index.labels[row]) for row in rows.tolist()]
+        width = max(map(len, ["label", *(labels or [])]))
+        middle = "" if labels is None else f"  {'label':{width}}"
+        lines.append(f"  rank  distance{middle}  name")
+        for rank, (row, distance) in enumerate(zip(rows.tolist(), distances.tolist(), strict=True), 1):
+            middle = "" if labels is None else f"  {labels[rank - 1]:{width}}"
+            lines.append(f"  {rank:4}  {distance:8}{middle}  {printable(index.names[row])}")
+    return "\n".join(lines[1:])
+
+
+def as_json(
+    index: Index,
+    found: Sequence[tuple[str, Rows, Rows]],
+    unreadable: Sequence[tuple[str, str]],
+    backend: Backend,
+    radius: int | None,
+) -> dict[str, Any]:
+    """What `--json` prints (docs/search.md)."""
+
+    def neighbour(row: int, distance: int) -> dict[str, Any]:
+        label = {} if index.labels is None else {"label": index.labels[row]}
+        return {"row": row, "distance": distance, "name": index.names[row], "path": str(index.path_of(row)), **label}
+
+    return {
+        "index": str(index.folder),
+        "images": len(index),
+        "code_length": index.code_length,
+        "fingerprint": index.fingerprint,
+        "backend": backend.name,
+        "exact": backend.is_exact(radius),
+        "queries": [
+            {"image": path, "neighbours": list(map(neighbour, rows.tolist(), distances.tolist()))}
+            for path, rows, distances in found
+        ],
+        "unreadable": [{"image": path, "reason": reason} for path, reason in unreadable],
+    }
+
+
+def gallery_of_files(index: Index, found: Sequence[tuple[str, Rows, Rows]]) -> Gallery:
+    """The picture of at most `MOST_IN_FIGURE` queries and neighbours; files that cannot be read any more are grey."""
+    shown = [(path, rows[:MOST_IN_FIGURE], near[:MOST_IN_FIGURE]) for path, rows, near in found[:MOST_IN_FIGURE]]
+    most = max(1, *(len(rows) for _, rows, _ in shown))
+    images = np.zeros((len(shown), most, 3, THUMBNAIL, THUMBNAIL), np.uint8)
+    distance = np.zeros((len(shown), most))
+    texts: list[list[str]] = []
+    for place, (_, rows, near) in enumerate(shown):
+        distance[place, : len(near)] = near
+        texts.append([])
+        for rank, row in enumerate(rows.tolist()):
+            images[place, rank] = file_thumbnail(index.path_of(row))
+            label = "" if index.labels is None else index.labels[row]
+            texts[-1].append(printable(label or os.path.basename(index.names[row])))
+    return Gallery(
+        query_images=np.stack([file_thumbnail(path) for path, _, _ in shown]),
+        images=images,
+        distance=distance,
+        query_labels=np.zeros((len(shown), 0), bool),
+        labels=np.zeros((len(shown), most, 0), bool),
+        texts=([printable(os.path.basename(path)) for path, _, _ in shown], texts),
+    )
+
+
+def file_thumbnail(path: str | os.PathLike[str]) -> np.ndarray:
+    """The middle square of an image file, uint8 [3, THUMBNAIL, THUMBNAIL]; grey where it cannot be read."""
+    try:
+        pixels = decode(path, THUMBNAIL)
+    except BadImage:
+        return np.full((3, THUMBNAIL, THUMBNAIL), _MISSING, np.uint8)
+    square = ImageOps.fit(Image.fromarray(pixels), (THUMBNAIL, THUMBNAIL), Image.Resampling.BILINEAR)
+    return np.asarray(square).transpose(2, 0, 1)
+
+
+def printable(name: str) -> str:
+    """A file's name as any terminal can show it: what is no UTF-8, and control characters, become marks."""
+    text = name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)

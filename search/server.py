@@ -1,0 +1,354 @@
+"""A web server for one's own machine that stands bad clients: bounded in time, bytes and requests at once.
+
+A page of another site must not be able to use it either: see `_Handler._check_sender`.
+"""
+
+from __future__ import annotations
+
+import io
+import ipaddress
+import json
+import re
+import socket
+import socketserver
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import parse_qsl
+
+from utils.log import log
+
+_LINGER_SECONDS = 1.0  # a refused request is read and dropped for so long, or the refusal would be lost with it
+_MOST_PARAMETERS = 8
+
+# What a browser may do with an answer. Nothing comes from elsewhere, nothing is framed, nothing is kept.
+_HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; connect-src 'self'; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-store",
+}
+_SENTENCES = {
+    HTTPStatus.METHOD_NOT_ALLOWED: "Only GET, HEAD and POST are answered.",
+    HTTPStatus.REQUEST_URI_TOO_LONG: "The address is too long.",
+    HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE: "The request has too many headers, or too long ones.",
+    HTTPStatus.HTTP_VERSION_NOT_SUPPORTED: "Only HTTP/1.0 and HTTP/1.1 are understood.",
+}
+
+
+class Refused(Exception):
+    """A request that is not answered; the message is one sentence for the person who made it."""
+
+    def __init__(self, status: HTTPStatus, sentence: str) -> None:
+        super().__init__(sentence)
+        self.status = status
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one client may take.
+
+    Attributes:
+        body_bytes: of a POST, at most.
+        header_seconds: for all of a request before its body.
+        body_seconds: for all of a body, and for taking an answer.
+        requests: at once; a further one waits `wait_seconds` and is refused with 503 then.
+    """
+
+    body_bytes: int = 20_000_000
+    header_seconds: float = 10.0
+    body_seconds: float = 30.0
+    requests: int = 32
+    wait_seconds: float = 2.0
+
+
+@dataclass(frozen=True)
+class Reply:
+    """An answer: its body and media type."""
+
+    body: bytes
+    kind: str
+    status: HTTPStatus = HTTPStatus.OK
+
+
+@dataclass(frozen=True)
+class Request:
+    """A request that has passed the server's checks.
+
+    Attributes:
+        parameters: of the query string; none occurs twice.
+        body: of a POST; empty otherwise.
+    """
+
+    parameters: Mapping[str, str]
+    body: bytes = b""
+
+    def only(self, *names: str) -> None:
+        """Refuse parameters that are none of `names`."""
+        for name in self.parameters.keys() - set(names):
+            raise Refused(HTTPStatus.BAD_REQUEST, f"There is no parameter '{name[:40]}' here.")
+
+    def whole_number(self, name: str, low: int, high: int, default: int | None = None) -> int:
+        """A parameter as a whole number in low..high; refused where it is none, or missing without a default."""
+        text = self.parameters.get(name)
+        if text is None:
+            if default is None:
+                raise Refused(HTTPStatus.BAD_REQUEST, f"The parameter '{name}' is missing.")
+            return default
+        if not re.fullmatch(r"[0-9]{1,15}", text) or not low <= int(text) <= high:
+            raise Refused(HTTPStatus.BAD_REQUEST, f"'{name}' must be a whole number from {low:,} to {high:,}.")
+        return int(text)
+
+
+Answer = Callable[[Request], Reply]
+
+
+def json_reply(content: Any, status: HTTPStatus = HTTPStatus.OK) -> Reply:
+    """`content` as JSON in ASCII."""
+    return Reply(json.dumps(content).encode("ascii"), "application/json; charset=utf-8", status)
+
+
+class LocalServer(ThreadingHTTPServer):
+    """Answers by a table of addresses; a thread a request, `limits.requests` of them at most.
+
+    Args:
+        host, port: where to listen; port 0 takes a free one (`server_port` says which).
+        get: what answers GET and HEAD, by path. A path from a request is looked up here and used for nothing else.
+        post: what answers POST, by path.
+        post_kinds: media types of a body that is taken, e.g. "image/*".
+        limits: see `Limits`.
+
+    Raises:
+        OSError: the address cannot be had.
+    """
+
+    daemon_threads = True
+    request_queue_size = 128
+
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        *,
+        get: Mapping[str, Answer],
+        post: Mapping[str, Answer],
+        post_kinds: tuple[str, ...],
+        limits: Limits,
+    ) -> None:
+        self.get, self.post, self.post_kinds, self.limits, self.host = get, post, post_kinds, limits, host
+        self._places = threading.BoundedSemaphore(limits.requests)
+        if ":" in host:
+            self.address_family = socket.AF_INET6
+        super().__init__((host, port), _Handler)
+
+    def server_bind(self) -> None:
+        # HTTPServer's own looks the machine's name up in the DNS, which nothing here needs and which may take long.
+        socketserver.TCPServer.server_bind(self)
+        self.server_name, self.server_port = self.host, self.server_address[1]
+
+    @property
+    def address(self) -> str:
+        """What to type into a browser."""
+        host = "localhost" if self.host in ("", "0.0.0.0", "::") else self.host
+        return f"http://{f'[{host}]' if ':' in host else host}:{self.server_port}/"
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        if not self._places.acquire(timeout=self.limits.wait_seconds):
+            self._refuse(request)
+            return
+        try:
+            super().process_request(request, client_address)
+        except BaseException:  # no thread could be started: nothing else gives the place back
+            self._places.release()
+            raise
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._places.release()
+
+    def _refuse(self, request: Any) -> None:
+        body = json_reply({"error": "Too many requests at once; try again in some seconds."}).body
+        try:
+            request.settimeout(0.1)
+            request.sendall(
+                b"HTTP/1.0 503 Service Unavailable\r\nContent-Type: application/json; charset=utf-8\r\n"
+                b"Content-Length: %d\r\nRetry-After: 2\r\nConnection: close\r\n\r\n%s" % (len(body), body)
+            )
+        except OSError:
+            pass
+        self.shutdown_request(request)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        log.debug("A connection broke", exc_info=True)  # a client that went away; errors of ours are answered with 500
+
+
+class _Deadline(io.RawIOBase):
+    """Reads a socket until a point in time: a client that sends a byte now and then gets no further than any other."""
+
+    def __init__(self, connection: socket.socket, seconds: float) -> None:
+        self.connection = connection
+        self.extend(seconds)
+
+    def extend(self, seconds: float) -> None:
+        """From now on `seconds` are left."""
+        self.end = time.monotonic() + seconds
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        left = self.end - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        self.connection.settimeout(left)
+        return self.connection.recv_into(buffer)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    """One request a connection (HTTP/1.0), so that no idle connection takes a place."""
+
+    server: LocalServer
+    rfile: io.BufferedIOBase
+    server_version, sys_version = "schn", ""
+
+    def setup(self) -> None:
+        super().setup()
+        self.rfile.close()
+        self._deadline = _Deadline(self.connection, self.server.limits.header_seconds)
+        self.rfile = io.BufferedReader(self._deadline)
+        self._leave_unread = False
+
+    def finish(self) -> None:
+        super().finish()
+        if not self._leave_unread:
+            return
+        # Closing with bytes unread resets the connection, and a browser then shows a broken connection, not the reply.
+        self.connection.shutdown(socket.SHUT_WR)
+        end = time.monotonic() + _LINGER_SECONDS
+        while (left := end - time.monotonic()) > 0:
+            self.connection.settimeout(left)
+            if not self.connection.recv(1 << 16):
+                return
+
+    def do_GET(self) -> None:
+        self._answer(self.server.get)
+
+    def do_HEAD(self) -> None:
+        self._answer(self.server.get)
+
+    def do_POST(self) -> None:
+        self._answer(self.server.post)
+
+    def _answer(self, table: Mapping[str, Answer]) -> None:
+        try:
+            self._check_sender()
+            path, _, query = self.path.partition("?")
+            answer = table.get(path)
+            if answer is None:
+                if path in self.server.get or path in self.server.post:
+                    raise Refused(HTTPStatus.METHOD_NOT_ALLOWED, "This address is not for that method.")
+                raise Refused(HTTPStatus.NOT_FOUND, "There is nothing at this address.")
+            parameters = _parameters(query)
+            body = self._body() if self.command == "POST" else b""
+            reply = answer(Request(parameters, body))
+        except Refused as refused:
+            self._leave_unread = True
+            reply = json_reply({"error": str(refused)}, refused.status)
+        except Exception:
+            log.exception("%s %.200s could not be answered", self.command, self.path)
+            reply = json_reply(
+                {"error": "The server made a mistake; its terminal says more."}, HTTPStatus.INTERNAL_SERVER_ERROR
+            )
+        self._send(reply)
+
+    def _check_sender(self) -> None:
+        """Refuse what a page of another site could make a browser send.
+
+        Host: a page whose name an attacker points to this machine (DNS rebinding) sends that name. So only numeric
+        addresses, localhost and the --host given are taken. Origin and Sec-Fetch-Site: a POST from another site.
+        """
+        hosts = self.headers.get_all("Host", [])
+        if len(hosts) != 1 or not self._is_own(hosts[0]):
+            raise Refused(HTTPStatus.BAD_REQUEST, f"Open this page as {self.server.address}")
+        if self.command == "POST":
+            origins = self.headers.get_all("Origin", [])
+            foreign = any(origin.lower() != f"http://{hosts[0].lower()}" for origin in origins)
+            if foreign or self.headers.get("Sec-Fetch-Site", "same-origin") not in ("same-origin", "none"):
+                raise Refused(HTTPStatus.FORBIDDEN, "A page of another site may not send images here.")
+
+    def _is_own(self, host: str) -> bool:
+        match = re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+)(?::([0-9]{1,5}))?", host)
+        if match is None or int(match[2] or 80) != self.server.server_port:
+            return False
+        name = match[1].strip("[]").lower()
+        try:
+            ipaddress.ip_address(name)
+        except ValueError:
+            return name in ("localhost", self.server.host.lower())
+        return True
+
+    def _body(self) -> bytes:
+        kind = self.headers.get_content_type() if "Content-Type" in self.headers else "application/octet-stream"
+        family = kind.partition("/")[0] + "/*"
+        if not {kind, family} & set(self.server.post_kinds):
+            raise Refused(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "Send the bytes of an image file.")
+        lengths = self.headers.get_all("Content-Length", [])
+        if "Transfer-Encoding" in self.headers or len(lengths) != 1 or not re.fullmatch(r"[0-9]{1,15}", lengths[0]):
+            raise Refused(HTTPStatus.LENGTH_REQUIRED, "The request does not say how long it is (Content-Length).")
+        length, most = int(lengths[0]), self.server.limits.body_bytes
+        if length > most:
+            raise Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"The file is larger than {most / 1e6:g} MB.")
+        self._deadline.extend(self.server.limits.body_seconds)
+        try:
+            body = self.rfile.read(length)
+        except TimeoutError:
+            raise Refused(HTTPStatus.REQUEST_TIMEOUT, "The file took too long to arrive.") from None
+        if len(body) < length:
+            raise Refused(HTTPStatus.BAD_REQUEST, "The file was cut short on the way.")
+        return body
+
+    def _send(self, reply: Reply) -> None:
+        self.request_version = "HTTP/1.0"  # an answer to HTTP/0.9 would have no headers
+        self.connection.settimeout(self.server.limits.body_seconds)
+        self.send_response(reply.status)
+        for name, value in _HEADERS.items():
+            self.send_header(name, value)
+        if reply.status == HTTPStatus.METHOD_NOT_ALLOWED:
+            self.send_header("Allow", "GET, HEAD, POST")
+        self.send_header("Content-Type", reply.kind)
+        self.send_header("Content-Length", str(len(reply.body)))
+        self.send_header("Connection", "close")
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(reply.body)
+
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
+        """What http.server itself refuses: the same form as all other refusals, nothing of the request repeated."""
+        status = HTTPStatus.METHOD_NOT_ALLOWED if code == HTTPStatus.NOT_IMPLEMENTED else HTTPStatus(code)
+        self._leave_unread = True
+        self._send(json_reply({"error": _SENTENCES.get(status, "The request is malformed.")}, status))
+
+    def log_message(self, format: str, *arguments: Any) -> None:
+        """Nothing: what is looked at is nobody else's business."""
+
+
+def _parameters(query: str) -> dict[str, str]:
+    try:
+        pairs = parse_qsl(query, True, True, errors="strict", max_num_fields=_MOST_PARAMETERS) if query else []
+    except ValueError:
+        raise Refused(HTTPStatus.BAD_REQUEST, "The address is malformed behind the question mark.") from None
+    parameters = dict(pairs)
+    if len(parameters) < len(pairs):
+        raise Refused(HTTPStatus.BAD_REQUEST, "The address names a parameter twice.")
+    return parameters

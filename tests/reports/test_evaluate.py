@@ -1,0 +1,185 @@
+"""`python -m reports evaluate` on folders and files as runs and other projects leave them."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from reports.evaluate import evaluate_set, main, order_sensitivity
+from tests.naive_ranking import make_case
+from utils.errors import UserError
+from utils.evaluate import evaluate_codes, mean_average_precision
+from utils.runs import ROLES, find_code_sets, load_code_set
+
+
+def save_codes(folder, case, *, bits=12, name="digits-{}bits-0.5000"):
+    for role, tensor in zip(ROLES, case, strict=True):
+        torch.save(tensor, folder / f"{name.format(bits)}-{role}.t")
+
+
+@pytest.fixture
+def run_folder(tmp_path):
+    """Two code lengths, the longer first, and results.json as a run writes it."""
+    rows = []
+    for bits in (24, 12):
+        case = make_case(bits, bits=bits, zeros="rows")
+        save_codes(tmp_path, case, bits=bits)
+        last = mean_average_precision(*case, topk=30)
+        rows.append(
+            {
+                "method": "main_mmasia", "dataset": "digits", "code_length": bits, "seed": 999, "topk": 30,
+                "map": {"learned": {"expected": last, "stable": last}},
+                "best": {"iteration": 3, "expected": 0.9876},
+            }
+        )  # fmt: skip
+    (tmp_path / "results.json").write_text(json.dumps(rows))
+    return tmp_path
+
+
+def test_a_run_folder_with_several_code_lengths(run_folder, capsys):
+    target = run_folder / "report.json"
+    assert main([str(run_folder), "--json", str(target), "--order-sensitivity"]) == 0
+    reports = json.loads(target.read_text())
+    assert [report["code_length"] for report in reports] == [12, 24]
+    for report in reports:
+        case = make_case(report["code_length"], bits=report["code_length"], zeros="rows")
+        expected = json.loads(json.dumps(evaluate_codes(*case, topk=30)))
+        assert {name: report[name] for name in expected} == expected
+        assert (report["queries"], report["database"]) == (6, 150)
+        assert report["zero_rows"] == int((case[1] == 0).all(1).sum()) > 0
+        assert report["run"]["map"]["learned"]["expected"] == report["map"]["expected"]  # the run's own R was taken
+        assert report["order_sensitivity"]["given"] == report["map"]["stable"]
+    output = capsys.readouterr().out
+    for text in ("code length", "never encoded (all zero)", "NDCG@100", "0.9876", "database sorted by class"):
+        assert text in output
+    assert f"{reports[0]['map']['expected']:.4f}" in output
+
+
+def test_topk_on_the_command_line_wins(run_folder, tmp_path):
+    target = tmp_path / "all.json"
+    assert main([str(run_folder), "--topk", "-1", "--json", str(target)]) == 0
+    assert [report["topk"] for report in json.loads(target.read_text())] == [None, None]
+
+
+def test_four_files_of_another_project(tmp_path, capsys):
+    case = make_case(3)
+    save_codes(tmp_path, [tensor.to(torch.int8) for tensor in case], name="other-method-{}bits-x")
+    files = [str(path) for path in sorted(tmp_path.glob("*.t"))]
+    target = tmp_path / "report.json"
+    assert main([*files, "--json", str(target)]) == 0
+    (report,) = json.loads(target.read_text())
+    assert report["name"] == "other-method-12bits-x"
+    assert report["map"]["expected"] == mean_average_precision(*case)
+    assert "run" not in report
+    assert "last mAP" not in capsys.readouterr().out
+
+
+def test_class_numbers_become_one_hot(tmp_path):
+    case = make_case(4)
+    numbers = [torch.arange(len(labels)) % 3 for labels in case[2:]]
+    save_codes(tmp_path, [*case[:2], *numbers], name="a")
+    (code_set,) = find_code_sets([tmp_path])
+    assert [tuple(tensor.shape) for tensor in load_code_set(code_set)[2:]] == [(6, 3), (150, 3)]
+    report = evaluate_set(code_set, topk=None)
+    assert report["map"]["expected"] == mean_average_precision(*case[:2], *[torch.eye(3)[n] for n in numbers])
+    save_codes(tmp_path, [*case[:2], numbers[0] - 1, numbers[1]], name="a")
+    with pytest.raises(UserError, match="0 or more"):
+        load_code_set(code_set)
+
+
+def test_order_sensitivity_shows_what_a_sorted_database_does():
+    # every item tied: the first of a database sorted by class is the query's own class, of a reversed one the other
+    labels = torch.eye(2)[[0] * 5 + [1] * 5]
+    case = torch.ones(1, 4), torch.ones(10, 4), torch.tensor([[1.0, 0.0]]), labels
+    mixed = [*case[:3], labels[torch.tensor([5, 0, 6, 1, 7, 2, 8, 3, 9, 4])]]
+    orders = order_sensitivity(mixed, topk=None)
+    assert orders["class_sorted"] == 1.0
+    assert orders["given"] == pytest.approx(0.5)
+    assert orders["reversed"] == pytest.approx(sum((i + 1) / (2 * i + 1) for i in range(5)) / 5)
+    unlabelled = [*case[:3], labels * torch.tensor([[1.0], [0.0]]).repeat(5, 1)]
+    assert order_sensitivity(unlabelled, topk=None)["class_sorted"] == 1.0  # rows without label come last
+
+
+def refuse(arguments, capsys, *texts):
+    assert main([str(argument) for argument in arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("python -m reports evaluate: ")
+    assert error.count("\n") == 1
+    for text in texts:
+        assert str(text) in error
+
+
+def test_bad_paths_are_refused(run_folder, tmp_path, capsys):
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    refuse([empty], capsys, empty, "holds no code files")
+    refuse([tmp_path / "absent"], capsys, "absent", "name one run folder")
+    refuse([tmp_path / "x-query_code.t"], capsys, "no such file")
+    files = sorted(run_folder.glob("digits-12bits*.t"))
+    refuse(files[:3], capsys, "missing", "give all four")
+    refuse([run_folder, "--json", empty], capsys, "--json", "cannot be written")
+    refuse([run_folder, "--device", "tpu"], capsys, "--device tpu")
+
+
+def test_bad_files_are_refused(run_folder, capsys):
+    path = next(run_folder.glob("digits-12bits*-query_code.t"))
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    refuse([run_folder], capsys, path, "cannot be read as a tensor")
+    path.write_bytes(b"")
+    refuse([run_folder], capsys, path, "cannot be read as a tensor")
+    torch.save({"codes": 1}, path)
+    refuse([run_folder], capsys, path, "holds a dict")
+    torch.save(torch.zeros(6, 5), path)
+    refuse([run_folder], capsys, run_folder, "code length")
+    torch.save(torch.full((6, 12), 0.3), path)
+    refuse([run_folder], capsys, "take the sign")
+
+
+class Payload:
+    """Unpickling it would write a file."""
+
+    def __reduce__(self):
+        return Path.touch, (Path("written-by-a-pickle"),)
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.parametrize("save", [torch.save, lambda thing, path: path.write_bytes(pickle.dumps(thing))])
+def test_nothing_is_run_by_reading_a_file(run_folder, capsys, monkeypatch, save):
+    monkeypatch.chdir(run_folder)
+    path = next(run_folder.glob("digits-24bits*-database_targets.t"))
+    save(Payload(), path)
+    refuse([run_folder], capsys, path, "cannot be read as a tensor")
+    assert not (run_folder / "written-by-a-pickle").exists()
+
+
+def test_figures_are_drawn_beside_the_files(run_folder, capsys):
+    pytest.importorskip("reports.figures", reason="no figures module")
+    before = set(run_folder.iterdir())
+    assert main([str(run_folder), "--figures"]) == 0
+    assert set(run_folder.iterdir()) > before
+
+
+def test_figures_without_matplotlib_say_so(run_folder, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "reports.figures", None)
+    refuse([run_folder, "--figures"], capsys, "--figures", "install matplotlib")
+
+
+def test_the_command_as_a_user_types_it(run_folder):
+    root = Path(__file__).parents[1]
+    done = subprocess.run(
+        [sys.executable, "-m", "reports", "evaluate", str(run_folder)],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "mAP@R, expected over ties" in done.stdout
+    assert done.stderr == ""

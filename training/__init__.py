@@ -1,0 +1,1 @@
+"""One run: settings, command line, folder, checkpoints, sweeps."""

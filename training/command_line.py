@@ -1,0 +1,199 @@
+"""The command line of run.py: a new run, a run to resume, or a sweep."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from training.settings import (
+    BOTH,
+    FREE_TO_CHANGE,
+    METHODS,
+    SEED,
+    Settings,
+    flag_of,
+    name,
+    numbers,
+    one_of,
+    shown,
+)
+from utils.command import Parser
+from utils.errors import UserError
+from utils.runs import is_run, read_config
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The cells of a sweep: every method with every seed and every code length.
+
+    Args:
+        methods: of `METHODS`.
+        seeds: one or more.
+        name: the sweep's folder in --logs; None: made of the settings.
+        dry_run: only list the cells.
+    """
+
+    methods: tuple[str, ...]
+    seeds: tuple[int, ...]
+    name: str | None
+    dry_run: bool
+
+
+@dataclass(frozen=True)
+class Command:
+    """What a command line asks for.
+
+    Args:
+        settings: of the run; of a sweep what its cells share, with the method and the seed of the first.
+        folder: of a run: the folder to resume (--resume) or to create or resume (--cell); None: a new one.
+        cell: the run is a cell of a sweep.
+        grid: of a sweep; None: one run.
+    """
+
+    settings: Settings
+    folder: Path | None = None
+    cell: bool = False
+    grid: Grid | None = None
+
+
+def parser(method_name: str) -> argparse.ArgumentParser:
+    """The command line of `Settings`, in groups; a flag that is not given leaves no entry in the namespace.
+
+    Args:
+        method_name: the default of --method.
+    """
+    result = Parser(
+        prog="run.py",
+        description="Train and evaluate Semantically Cycle-consistent Hashing Networks.",
+        epilog="The preset of a dataset replaces some defaults (docs/datasets.md); a flag always wins.",
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=32, width=118),
+    )
+    groups: dict[str, Any] = {}
+    for field in dataclasses.fields(Settings):
+        parse, text, heading = (field.metadata[key] for key in ("parse", "help", "group"))
+        if heading not in groups:
+            groups[heading] = result.add_argument_group(heading)
+        if parse is None:
+            groups[heading].add_argument(flag_of(field.name), action="store_true", help=text)
+            continue
+        choices = () if callable(parse) else parse
+        default = method_name if field.name == "method" else field.default
+        groups[heading].add_argument(
+            flag_of(field.name),
+            type=parse if callable(parse) else one_of(parse),
+            metavar="NAME" if choices else _METAVARS.get(field.name, "VALUE"),
+            help=(f"{{{','.join(choices)}}} " if choices else "")
+            + text
+            + ("" if default is None else f" [{shown(default)}]"),
+        )
+    groups["What to run"].add_argument(
+        "--resume", type=name, metavar="DIR", help="resume the run in this folder, with its own settings"
+    )
+    sweeps = result.add_argument_group("Sweeps (docs/runs.md): --seeds, --sweep or --method both runs a grid of cells")
+    sweeps.add_argument(
+        "--seeds", type=numbers(SEED), metavar="S,S,…", help="seeds; each runs with every method and every code length"
+    )
+    sweeps.add_argument(
+        "--sweep", type=_folder_name, metavar="NAME", help="the sweep's folder in --logs [made of the settings]"
+    )
+    sweeps.add_argument(
+        "--cell", type=name, metavar="DIR", help="the run's folder, created or resumed; a sweep starts its cells so"
+    )
+    sweeps.add_argument("--dry-run", action="store_true", help="only list the cells of a sweep and their state")
+    return result
+
+
+_METAVARS = {"code_length": "K,K,…", "milestones": "N,N,…", "root": "DIR", "logs": "DIR"}
+
+
+def _folder_name(text: str) -> str:
+    if not text or text in (".", "..") or "/" in text or "\\" in text:
+        raise argparse.ArgumentTypeError(f"'{text}' is not the plain name of a folder")
+    return text
+
+
+def parse_command(arguments: Sequence[str], *, method_name: str) -> Command:
+    """What the command line asks for: a new run, a run to resume (--resume, --cell), or a sweep.
+
+    Args:
+        arguments: the command line without the program's name.
+        method_name: default of --method, as edited at the top of run.py.
+
+    Raises:
+        UserError: an unknown flag, a bad value, flags that contradict each other, or a flag that would change the
+            results of the resumed run.
+    """
+    given = vars(parser(method_name).parse_args(arguments))
+    resume, cell, dry_run = given.pop("resume", None), given.pop("cell", None), given.pop("dry_run", False)
+    seeds, sweep = given.pop("seeds", None), given.pop("sweep", None)
+    is_sweep = seeds is not None or sweep is not None or given.get("method") == BOTH
+    for flag, folder in (("--resume", resume), ("--cell", cell)):
+        if folder is not None and (is_sweep or dry_run or None not in (resume, cell)):
+            raise UserError(
+                f"{flag} {folder}: this is one run; leave out --seeds, --sweep, --method both, --dry-run and any other "
+                "folder. A sweep resumes when its own command is given again."
+            )
+    if dry_run and not is_sweep:
+        raise UserError("--dry-run lists the cells of a sweep; add --seeds, --sweep or --method both.")
+    if seeds is not None and "seed" in given:
+        raise UserError("--seed and --seeds: give one of the two.")
+    if resume is not None:
+        return Command(resumed_settings(Path(resume), given), Path(resume))
+    if cell is not None and is_run(Path(cell)):
+        return Command(resumed_settings(Path(cell), given), Path(cell), cell=True)
+    if method_name not in METHODS:
+        raise UserError(f"method_name in run.py is '{method_name}'; it must be one of {', '.join(METHODS)}.")
+    given.setdefault("method", method_name)
+    methods = METHODS if given["method"] == BOTH else (given["method"],)
+    given["method"] = methods[0]
+    if seeds is not None:
+        given["seed"] = seeds[0]
+    settings = Settings.for_dataset(given.pop("dataset", Settings.dataset), **given)
+    for method in methods:
+        require_fitting(dataclasses.replace(settings, method=method))
+    if is_sweep:
+        return Command(settings, grid=Grid(methods, seeds or (settings.seed,), sweep, dry_run))
+    return Command(settings, None if cell is None else Path(cell), cell=cell is not None)
+
+
+def require_fitting(settings: Settings) -> None:
+    """Refuse a setting that the method has no use for.
+
+    Raises:
+        UserError: the message names the flag.
+    """
+    preset = Settings.for_dataset(settings.dataset)
+    for field in ("fresh_batches", "no_discriminator", "milestones"):
+        if settings.method == "main_mmasia" and getattr(settings, field) != getattr(preset, field):
+            raise UserError(f"{flag_of(field)}: main_mmasia has nothing that it changes; it is a flag of main_tomm.")
+
+
+def resumed_settings(folder: Path, given: dict[str, Any]) -> Settings:
+    """The settings of the run in `folder`, with those `given` flags that change no result.
+
+    Raises:
+        UserError: it is not the folder of a run, or a flag would change the results.
+    """
+    settings = Settings.from_json(read_config(folder)["settings"])
+    differing = differences({field: value for field, value in given.items() if field not in FREE_TO_CHANGE}, settings)
+    if differing:
+        raise UserError(
+            f"--resume {folder}: these flags would change the results of the resumed run: {', '.join(differing)}; "
+            "leave them out, or start a new run."
+        )
+    return dataclasses.replace(settings, **{field: given[field] for field in FREE_TO_CHANGE if field in given})
+
+
+def differences(wanted: dict[str, Any], settings: Settings) -> list[str]:
+    """What a run has otherwise than `wanted`, as flags: "--lr 0.5 (the run has 0.1)"."""
+    return [
+        f"{flag_of(field)} {shown(value)} (the run has {shown(getattr(settings, field))})"
+        for field, value in wanted.items()
+        if value != getattr(settings, field)
+    ]

@@ -1,0 +1,96 @@
+"""What surrounds the formulas of every method: iterations, mini-batches, progress, checkpoints and evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor, nn
+
+from data import Split
+from data.data_loader import BatchLoader, train_batches
+from modules.discrete import draw_sample
+from training.checkpoint import Checkpoint, Stateful
+from training.progress import Progress
+from training.recorder import Recorder
+from training.run_folder import RunFolder
+from utils import distributed
+
+
+class Loop:
+    """The iterations of one code length. Every method uses it, so that all see the same images equally often.
+
+    Args:
+        run: the run's folder; created here.
+        code_length: K.
+        split: queries and database.
+        codes: B [n_database, K], on the device; restored in place from a checkpoint.
+        model_image: the image network.
+        parts: the other networks, the optimisers and the schedules by name; what a checkpoint saves.
+    """
+
+    def __init__(
+        self, run: RunFolder, code_length: int, split: Split, codes: Tensor, model_image: nn.Module, **parts: Stateful
+    ) -> None:
+        run.open()
+        self.run, self.settings, self.database, self.codes = run, run.settings, split.database, codes
+        self.recorder = Recorder(run, code_length, split, model_image)
+        self.checkpoint = Checkpoint(run, code_length, codes, model_image=model_image, **parts, report=self.recorder)
+        done = self.checkpoint.restore()
+        self.progress = Progress(self.settings, code_length, done)
+        self.left = range(done, self.settings.max_iter)
+        self.losses: dict[str, float] = {}
+
+    def iterations(self) -> Iterator[tuple[int, Tensor]]:
+        """(number from 0, Ω) of each iteration that is not yet done; Ω are its database rows, ascending, int64 [n]."""
+        with self.progress:
+            for iteration in self.left:
+                yield (
+                    iteration,
+                    draw_sample(len(self.database), self.settings.num_samples, self.settings.seed, iteration),
+                )
+
+    def batches(self, sample: Tensor, *key: int) -> BatchLoader:
+        """One shuffled and augmented pass over Ω: images [N, 3, S, S], labels [N, C], rows [N].
+
+        Args:
+            sample: Ω.
+            key: the same numbers give the same batches again.
+        """
+        return train_batches(
+            self.database,
+            sample,
+            batch_size=self.settings.batch_size,
+            key=(self.settings.seed, "batches", *key),
+            augment=self.settings.augment,
+            device=self.run.device,
+            num_workers=self.settings.num_workers,
+            channels_last=True,
+            share=distributed.share(),
+        )
+
+    def step(self, losses: dict[str, Tensor]) -> None:
+        """After each mini-batch: its losses by name, scalars."""
+        self.progress.step(losses)
+
+    def end_pass(self, iteration: int, epoch: int) -> None:
+        """After each pass.
+
+        Raises:
+            UserError: a loss is not finite.
+        """
+        self.losses = self.progress.end_pass(iteration, epoch)
+
+    def end_iteration(self, iteration: int, sample: Tensor) -> None:
+        """After the discrete step: write the row of the iteration, evaluate and save where it is due.
+
+        Raises:
+            UserError: a file cannot be written.
+            Interrupted: a signal has asked the run to stop.
+        """
+        self.recorder.iteration(iteration, self.codes, sample, self.losses)
+        self.checkpoint.save(iteration)
+
+    def finish(self) -> dict[str, Any]:
+        """Evaluate and write the results; returns the row of results.json."""
+        return self.recorder.finish(self.codes)

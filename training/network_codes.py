@@ -1,0 +1,60 @@
+"""Codes of images: sign(U_image) of model_image in eval mode."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from data.data_loader import eval_batches
+from training.run_folder import RunFolder
+from utils import distributed
+
+
+@torch.inference_mode()
+def encode(model_image: nn.Module, dataset, *, batch_size: int, device: torch.device, num_workers: int = 0) -> Tensor:
+    """Encode every image of a dataset, in order.
+
+    Args:
+        model_image: images [N, 3, S, S] → (features, code [N, K]).
+        dataset: a `data` ImageDataset.
+        batch_size: images at once.
+        device: where model_image lies.
+        num_workers: threads that read images ahead.
+
+    Returns:
+        Codes [n, K] float32 in ±1 on the CPU. The model's training mode is put back.
+    """
+    return torch.sign(encode_continuous(model_image, dataset, batch_size, device, num_workers)).float().cpu()
+
+
+@torch.inference_mode()
+def encode_continuous(
+    model_image: nn.Module, dataset, batch_size: int, device: torch.device, num_workers: int = 0
+) -> Tensor:
+    """U_image of every image of a dataset [n, K], in eval mode, on the device; arguments as for `encode`."""
+    was_training = model_image.training
+    model_image.eval()
+    part, parts = distributed.share()
+    own = torch.arange(part, len(dataset), parts)
+    batches = eval_batches(dataset, batch_size=batch_size, device=device, num_workers=num_workers, indices=own)
+    codes = torch.cat([model_image(images)[1] for images, _, _ in batches])
+    model_image.train(was_training)
+    if parts == 1:
+        return codes
+    together = codes.new_zeros(len(dataset), codes.shape[1])
+    together[own.to(device)] = codes
+    return distributed.sum_over_processes(together)
+
+
+def network_codes(model_image: nn.Module, model_label: nn.Module, dataset, run: RunFolder) -> Tensor:
+    """U_image and U_label of every row as the networks give them in eval mode, and 0 for U_latent, [3, n, K].
+
+    U_latent belongs to the graph of a mini-batch: a row that was not in one has none.
+    """
+    image_code = encode_continuous(
+        model_image, dataset, run.settings.batch_size, run.device, num_workers=run.settings.num_workers
+    )
+    with torch.inference_mode():
+        # Nothing in the label network depends on the mode.
+        _, label_code = model_label(dataset.labels.to(run.device, image_code.dtype))
+    return torch.stack((image_code, label_code, torch.zeros_like(image_code)))

@@ -1,0 +1,96 @@
+"""What the user sees of a run: the progress bar and the table at the end; and the mean losses of a pass."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from torch import Tensor
+from tqdm import tqdm
+
+from training.settings import Settings
+from utils import distributed
+from utils.errors import UserError
+
+
+class Progress:
+    """The bar of one code length, and the mean of each part of the loss over a pass.
+
+    The bar is quiet when stderr is no terminal. Losses stay tensors on their device until a pass ends, so a GPU is not
+    waited for at every step.
+    """
+
+    def __init__(self, settings: Settings, code_length: int, done: int) -> None:
+        self.settings = settings
+        num_batches = -(-settings.num_samples // settings.batch_size)
+        self.bar = tqdm(
+            initial=done * settings.max_epoch * num_batches,
+            total=settings.max_iter * settings.max_epoch * num_batches,
+            desc=f"{code_length} bits",
+            unit="batch",
+            disable=True if distributed.rank() else None,
+            dynamic_ncols=True,
+        )
+        self.sums: dict[str, Any] = {}
+        self.steps = 0
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.close()
+
+    def step(self, parts: dict[str, Tensor]) -> None:
+        """Count one mini-batch; `parts` are its losses by name, scalars."""
+        for part, value in parts.items():
+            self.sums[part] = self.sums.get(part, 0) + value.detach()
+        self.steps += 1
+        self.bar.update()
+
+    def end_pass(self, iteration: int, epoch: int) -> dict[str, float]:
+        """The mean of each part over the pass that ends, shown on the bar; starts the next pass at zero.
+
+        Raises:
+            UserError: a mean is not finite. Nothing is saved of this iteration; what earlier ones saved stands.
+        """
+        means = {part: float(value) / self.steps for part, value in self.sums.items()}
+        means = distributed.mean_over_processes(means)
+        self.sums, self.steps = {}, 0
+        broken = [part for part, value in means.items() if not math.isfinite(value)]
+        if broken:
+            raise UserError(
+                f"The loss ({', '.join(broken)}) is no longer a finite number at iteration {iteration + 1}, pass "
+                f"{epoch + 1}; lower --lr. What was saved before is kept."
+            )
+        self.bar.set_postfix_str(
+            f"iteration {iteration + 1}/{self.settings.max_iter}, pass {epoch + 1}/{self.settings.max_epoch}, "
+            f"loss {sum(means.values()):.3f}"
+        )
+        return means
+
+
+def result_table(results: list[dict[str, Any]]) -> str:
+    """The last table: a row a code length with the expected mAP of learned, learned_filled and network codes.
+
+    Below it, what a reader must know of the figures: rows never drawn, queries without a relevant item, an iteration
+    selected by --validate.
+    """
+    header = f"{'method':<12} {'bits':>4} {'learned':>8} {'filled':>8} {'network':>8} {'best':>8} {'seconds':>8}"
+    lines = [header, "-" * len(header)]
+    for row in results:
+        learned, filled, network = (row["map"][kind]["expected"] for kind in ("learned", "learned_filled", "network"))
+        lines.append(
+            f"{row['method']:<12} {row['code_length']:>4} {learned:>8.4f} {filled:>8.4f} {network:>8.4f} "
+            f"{row['best']['expected']:>8.4f} {row['seconds']:>8.0f}"
+        )
+    for row in results:
+        notes = []
+        if row["never_drawn"]:
+            notes.append(f"{row['never_drawn']} database rows were never drawn and keep the code 0 in 'learned'")
+        if row["queries_without_relevant"]:
+            notes.append(f"{row['queries_without_relevant']} queries have no relevant image and count as 0")
+        if "selected" in row:
+            notes.append(f"iteration {row['selected']['iteration']} was selected on held-out images")
+        if notes:
+            lines.append(f"{row['code_length']} bits: {'; '.join(notes)}.")
+    return "\n".join(lines)

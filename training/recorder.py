@@ -1,0 +1,182 @@
+"""Evaluation during and after training: a row for each iteration, and at the end the row of results.json."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from data import ImageDataset, Split
+from plots.gallery import gallery_of, gallery_pixels
+from training.network_codes import encode
+from training.run_folder import RunFolder
+from training.tensorboard import TensorBoard
+from utils.evaluate import mean_average_precision
+from utils.log import log
+
+
+class Recorder:
+    """Evaluates one code length of a run and writes what it finds into the run's folder.
+
+    Args:
+        run: the run's folder.
+        code_length: K.
+        split: queries and database.
+        model_image: the image network that is trained.
+    """
+
+    def __init__(self, run: RunFolder, code_length: int, split: Split, model_image: nn.Module) -> None:
+        self.run, self.settings, self.code_length, self.split = run, run.settings, code_length, split
+        self.model_image = model_image
+        self.best: dict[str, Any] = {"iteration": 0, "expected": -1.0}
+        # With --validate: the iteration that was best on the held-out images, and its model and codes.
+        self.selected: dict[str, Any] = {"iteration": 0, "validation": -1.0}
+        self.selected_state: dict[str, Any] = {}
+        self.seconds = 0.0
+        self.clock = time.perf_counter()
+        self.board: TensorBoard | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps of the recorder."""
+        return {name: getattr(self, name) for name in ("best", "selected", "selected_state", "seconds")}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict`."""
+        for name, value in state.items():
+            setattr(self, name, value)
+
+    def iteration(self, iteration: int, codes: Tensor, sample: Tensor, losses: dict[str, float]) -> None:
+        """Write the row of a finished iteration; every `eval_iter` iterations and at the end with the mAP.
+
+        Args:
+            iteration: 0-based; the log counts from 1.
+            codes: B [n_database, K].
+            sample: Ω, the rows drawn in this iteration.
+            losses: means of the last pass, by part.
+        """
+        done = iteration + 1
+        query_code = None
+        row = {"code_length": self.code_length, "iteration": done, "loss": losses, **code_statistics(codes[sample])}
+        if done % self.settings.eval_iter == 0 or done == self.settings.max_iter:
+            query_code = self._encode(self.split.query)
+            row |= self._evaluate(done, query_code, codes)
+        row["seconds"] = round(self._lap(), 3)
+        self.run.log(row)
+        if self.settings.tensorboard and self.run.writes:
+            self._show(row, query_code, codes)
+
+    def finish(self, codes: Tensor) -> dict[str, Any]:
+        """Evaluate the trained model and write the four code files, the model and the row of results.json.
+
+        Three database codes are evaluated, each with both rules for ties. learned: the codes as released, rows never
+        drawn are 0; learned_filled: those rows encoded by the network; network: the whole database encoded by the
+        network, the metric for unseen images. They are those of the last iteration; with --validate those of the
+        selected iteration.
+
+        Args:
+            codes: B [n_database, K].
+
+        Returns:
+            The row of results.json.
+        """
+        validated = self.split.validation is not None
+        if validated:
+            self.model_image.load_state_dict(self.selected_state["model_image"])
+            codes = self.selected_state["codes"]
+        query_code, network_code = self._encode(self.split.query), self._encode(self.split.database)
+        learned = codes.cpu().float()
+        never_drawn = (learned == 0).all(dim=1, keepdim=True)  # [n_database, 1]
+        databases = {
+            "learned": learned,
+            "learned_filled": torch.where(never_drawn, network_code, learned),
+            "network": network_code,
+        }
+        metrics = {
+            kind: {ties: self._map(query_code, self.split.query.labels, code, ties) for ties in ("expected", "stable")}
+            for kind, code in databases.items()
+        }
+        tensors = {
+            "query_code": query_code,
+            "database_code": learned,
+            "query_targets": self.split.query.labels,
+            "database_targets": self.split.database.labels,
+        }
+        self.run.save_codes(self.code_length, metrics["learned"]["expected"], tensors)
+        self.run.save_model(self.code_length, self.model_image.state_dict())
+        if self.board is not None:
+            self.board.close()
+        self._lap()
+        row = {
+            "method": self.settings.method,
+            "dataset": self.settings.dataset,
+            "code_length": self.code_length,
+            "seed": self.settings.seed,
+            "iterations": self.settings.max_iter,
+            "seconds": round(self.seconds, 3),
+            "map": metrics,
+            "best": self.best,
+            "topk": self.settings.topk,
+            "never_drawn": int(never_drawn.sum()),
+            "queries_without_relevant": without_relevant(self.split.query.labels, self.split.database.labels),
+        }
+        if validated:
+            row["selected"] = self.selected
+        self.run.add_result(row)
+        return row
+
+    def _evaluate(self, done: int, query_code: Tensor, codes: Tensor) -> dict[str, float]:
+        metrics = {"map": self._map(query_code, self.split.query.labels, codes)}
+        if metrics["map"] > self.best["expected"]:
+            self.best = {"iteration": done, "expected": metrics["map"]}
+        log.info("%d bits, iteration %d: mAP of the learned codes %.4f", self.code_length, done, metrics["map"])
+        if self.split.validation is not None:
+            validation_code = self._encode(self.split.validation)
+            metrics["validation_map"] = self._map(validation_code, self.split.validation.labels, codes)
+            if metrics["validation_map"] > self.selected["validation"]:
+                self.selected = {"iteration": done, "validation": metrics["validation_map"]}
+                state = {name: value.detach().cpu().clone() for name, value in self.model_image.state_dict().items()}
+                self.selected_state = {"model_image": state, "codes": codes.to("cpu", torch.int8)}
+        return metrics
+
+    def _show(self, row: dict[str, Any], query_code: Tensor | None, codes: Tensor) -> None:
+        if self.board is None:
+            self.board = TensorBoard(self.run.path, self.code_length, row["iteration"] - 1)
+        self.board.iteration(row)
+        if query_code is not None:  # an evaluation
+            self.board.gallery(gallery_pixels(gallery_of(self.split, query_code, codes.cpu())), row["iteration"])
+        self.clock = time.perf_counter()  # the time for pictures is not training time
+
+    def _encode(self, dataset: ImageDataset) -> Tensor:
+        return encode(
+            self.model_image,
+            dataset,
+            batch_size=self.settings.batch_size,
+            device=self.run.device,
+            num_workers=self.settings.num_workers,
+        )
+
+    def _map(self, query_code: Tensor, query_labels: Tensor, codes: Tensor, ties: str = "expected") -> float:
+        return mean_average_precision(
+            query_code, codes, query_labels, self.split.database.labels, self.run.device, self.settings.topk, ties=ties
+        )
+
+    def _lap(self) -> float:
+        now = time.perf_counter()
+        lap, self.clock = now - self.clock, now
+        self.seconds += lap
+        return lap
+
+
+def without_relevant(query_labels: Tensor, database_labels: Tensor) -> int:
+    """The number of queries [Q, C] that share no label with any database image [D, C]; each has AP 0."""
+    return int(((query_labels > 0) & (database_labels > 0).any(dim=0)).any(dim=1).logical_not().sum())
+
+
+def code_statistics(codes: Tensor) -> dict[str, Any]:
+    """Bit balance and variety of codes [n, K]: {"bit_mean": K means, "distinct": share of distinct codes}."""
+    return {
+        "bit_mean": [round(value, 4) for value in codes.mean(dim=0).tolist()],
+        "distinct": len(torch.unique(codes, dim=0)) / len(codes),
+    }

@@ -1,0 +1,230 @@
+"""The folder of a run: the names of its files, and the only code that reads them (docs/runs.md).
+
+`training.run_folder` writes them. This module is on the ground floor because training (resume, sweeps), search (models)
+and reports all read run folders.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from utils.errors import UserError
+from utils.files import load_tensors, read_json
+
+CONFIG, METRICS, RESULTS, FAILURE = "config.json", "metrics.jsonl", "results.json", "failed.json"
+ROLES = ("query_code", "database_code", "query_targets", "database_targets")
+DATABASES = ("learned", "learned_filled", "network")  # the three database codes that results.json evaluates
+
+
+# ---- Names of files ----
+
+
+def code_set_name(dataset: str, code_length: int, learned_map: float) -> str:
+    """What the names of the four code files of a code length share; the file of a role is `<name>-<role>.t`."""
+    return f"{dataset}-{code_length}bits-{learned_map:.4f}"
+
+
+def model_file(folder: Path, code_length: int) -> Path:
+    """The state dict of the trained image network."""
+    return folder / f"model_image-{code_length}bits.pt"
+
+
+def checkpoint_file(folder: Path, code_length: int, iteration: int) -> Path:
+    """The checkpoint after `iteration` iterations."""
+    return folder / f"checkpoint-{code_length}bits-{iteration:06d}.pt"
+
+
+def model_files(folder: Path) -> dict[int, Path]:
+    """The model files of a folder by code length, ascending."""
+    pattern = re.compile(r"model_image-(\d+)bits\.pt")
+    found = {int(match[1]): path for path in folder.iterdir() if (match := pattern.fullmatch(path.name))}
+    return dict(sorted(found.items()))
+
+
+def checkpoints(folder: Path, code_length: int | None = None) -> list[tuple[int, Path]]:
+    """(iteration, file) of the checkpoints of a folder, by code length and iteration; None: of all code lengths."""
+    pattern = re.compile(r"checkpoint-(\d+)bits-(\d+)\.pt")
+    found = [(path, match) for path in folder.glob("checkpoint-*.pt") if (match := pattern.fullmatch(path.name))]
+    keyed = sorted((int(match[1]), int(match[2]), path) for path, match in found)
+    return [(iteration, path) for bits, iteration, path in keyed if code_length in (None, bits)]
+
+
+# ---- Content ----
+
+
+def is_run(folder: Path) -> bool:
+    """Whether `folder` is the folder of a run: it has a config.json."""
+    return (folder / CONFIG).exists()
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """config.json, with the settings under "settings".
+
+    Raises:
+        UserError: it is missing, damaged, or has no settings.
+    """
+    config = read_json(folder / CONFIG, dict)
+    if not isinstance(config.get("settings"), dict):
+        raise UserError(f"{folder / CONFIG}: holds no settings of a run; name the folder of a run.")
+    return config
+
+
+def read_results(folder: Path) -> list[dict[str, Any]]:
+    """The rows of results.json, one for each finished code length; empty where there is no such file.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    path = folder / RESULTS
+    rows: list[dict[str, Any]] = read_json(path, list) if path.exists() else []
+    for row in rows:
+        try:
+            int(row["code_length"]), int(row["topk"]), [row["map"][kind]["expected"] + 0 for kind in DATABASES]
+        except (KeyError, TypeError, ValueError):
+            raise UserError(f"{path}: not the results of a run; restore the file.") from None
+    return rows
+
+
+def read_failure(folder: Path) -> str | None:
+    """The message of failed.json; None where the run has not failed."""
+    path = folder / FAILURE
+    return str(read_json(path, dict).get("message")) if path.exists() else None
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """The rows of metrics.jsonl, one for each iteration; a last line that the run has not finished is left out.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
+    path = folder / METRICS
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); name the folder of a run.") from error
+    if lines and not lines[-1].endswith("\n"):
+        lines.pop()
+    rows: list[dict[str, Any]] = []
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+            int(row["code_length"]), int(row["iteration"]), float(row["distinct"])
+            row["loss"].items(), len(row["bit_mean"])
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise UserError(f"{path}: line {number} is not an iteration of a run; remove it.") from None
+        rows.append(row)
+    return rows
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """The content of a checkpoint on the CPU: tensors and plain containers only.
+
+    Raises:
+        UserError: the file is damaged or is not a checkpoint.
+    """
+    try:
+        state = load_tensors(path, "a checkpoint")
+    except UserError as error:
+        raise UserError(f"{error} Remove it to resume from an earlier checkpoint.") from error
+    if not isinstance(state, dict) or not {"iteration", "codes", "parts", "generator"} <= state.keys():
+        raise UserError(f"{path}: not a checkpoint of a run; remove it to resume from an earlier checkpoint.")
+    return state
+
+
+class Run(NamedTuple):
+    """A run that has finished at least one code length: settings of config.json, rows of results.json."""
+
+    folder: Path
+    settings: dict[str, Any]
+    results: list[dict[str, Any]]
+
+
+def read_run(folder: Path) -> Run:
+    """Read the folder of a run.
+
+    Raises:
+        UserError: it is not the folder of a run, no code length is finished, or a file is damaged.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder}: there is no such folder; name the folder of a run.")
+    settings = read_config(folder)["settings"]
+    if not {"method", "dataset", "seed"} <= settings.keys():
+        raise UserError(f"{folder / CONFIG}: holds no settings of a run; name the folder of a run.")
+    results = read_results(folder)
+    if not results:
+        raise UserError(f"{folder}: {RESULTS} has no finished code length; wait until the run has finished.")
+    return Run(folder, settings, results)
+
+
+# ---- Code files, of a run or of another project ----
+
+
+class CodeSet(NamedTuple):
+    """The four files of one code length: `name` is what their names share, `paths` are by role."""
+
+    name: str
+    paths: dict[str, Path]
+
+    @property
+    def folder(self) -> Path:
+        """Where the files are; with files of a run, its folder."""
+        return self.paths[ROLES[0]].parent
+
+
+def find_code_sets(paths: Sequence[Path]) -> list[CodeSet]:
+    """Sets of four files `<name>-<role>.t`, from one folder or from the files themselves.
+
+    Raises:
+        UserError: a path is missing or is not such a file, or a set is incomplete.
+    """
+    if len(paths) == 1 and paths[0].is_dir():
+        files = sorted(path for role in ROLES for path in paths[0].glob(f"*-{role}.t"))
+        if not files:
+            raise UserError(
+                f"{paths[0]}: has no code files (*-query_code.t and so on); name the folder of a finished run."
+            )
+    else:
+        files = list(paths)
+    sets: dict[tuple[Path, str], dict[str, Path]] = {}
+    for path in files:
+        role = next((role for role in ROLES if path.name == f"{role}.t" or path.name.endswith(f"-{role}.t")), None)
+        if role is None:
+            raise UserError(f"{path}: name the folder of one run, or code files that end in {', '.join(ROLES)} and .t.")
+        if not path.is_file():
+            raise UserError(f"{path}: there is no such file.")
+        sets.setdefault((path.parent, path.name.removesuffix(f"{role}.t").rstrip("-")), {})[role] = path
+    for (folder, name), found in sets.items():
+        missing = [role for role in ROLES if role not in found]
+        if missing:
+            raise UserError(f"{folder / name}: the file {missing[0]}.t of this set is missing; give all four.")
+    return [CodeSet(name, found) for (_, name), found in sets.items()]
+
+
+def load_code_set(code_set: CodeSet) -> list[torch.Tensor]:
+    """Query codes [Q, K], database codes [D, K], query labels [Q, C], database labels [D, C].
+
+    Class numbers (one-dimensional integer labels) become one-hot rows.
+
+    Raises:
+        UserError: a file is damaged or does not hold a tensor.
+    """
+    tensors = []
+    for role in ROLES:
+        path = code_set.paths[role]
+        tensor = load_tensors(path, "a tensor")
+        if not isinstance(tensor, torch.Tensor):
+            raise UserError(f"{path}: holds a {type(tensor).__name__}, not a tensor.")
+        tensors.append(tensor)
+    labels = tensors[2:]
+    if all(label.ndim == 1 and not label.is_floating_point() and len(label) for label in labels):
+        if min(int(label.min()) for label in labels) < 0:
+            raise UserError(f"{code_set.paths[ROLES[2]]}: class numbers must be 0 or more.")
+        classes = 1 + max(int(label.max()) for label in labels)
+        tensors[2:] = [torch.nn.functional.one_hot(label.long(), classes) for label in labels]
+    return tensors
