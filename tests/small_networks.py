@@ -65,16 +65,14 @@ def changed(before, network):
 
 
 def in_float64(monkeypatch):
-    """Make both mains and the encoding compute in float64; the caller sets torch's default dtype back."""
-    import main_mmasia
-    import main_tomm
-    from training import network_codes
+    """Make training and encoding compute in float64; the caller sets torch's default dtype back."""
+    from training import loop, network_codes
 
     def double(batches):
         return lambda *arguments, **options: (
             (images.double(), labels.double(), rows) for images, labels, rows in batches(*arguments, **options)
         )
 
-    for module, name in ((main_mmasia, "train_batches"), (main_tomm, "train_batches"), (network_codes, "eval_batches")):
+    for module, name in ((loop, "train_batches"), (network_codes, "eval_batches")):
         monkeypatch.setattr(module, name, double(getattr(module, name)))
     torch.set_default_dtype(torch.float64)

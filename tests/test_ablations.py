@@ -201,5 +201,5 @@ def test_only_attached_targets_and_beta_lead_from_the_cycle_to_the_codes(method,
 @pytest.mark.parametrize("flag", ["--fresh-batches", "--no-discriminator"])
 def test_an_ablation_of_the_other_variant_is_refused(flag, tmp_path, capsys):
     assert run.main([*TINY, flag, "--method", "main_mmasia", "--logs", str(tmp_path / "logs")]) == 2
-    assert f"{flag}: main_mmasia has nothing of the kind" in capsys.readouterr().err
+    assert f"{flag}: main_mmasia has nothing that it changes" in capsys.readouterr().err
     assert not (tmp_path / "logs").exists()

@@ -10,6 +10,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 
 import main_mmasia
 import main_tomm
+import training.progress
 import training.recorder
 from data import Options, load_data
 from data.data_loader import train_batches
@@ -53,9 +54,9 @@ def test_training_equals_the_plain_transcription(method, split, tmp_path, monkey
             initial.extend(copy.deepcopy(built[name][0]) for name in NAMES if name in built)
 
     learned = {}
-    finish = training.recorder.Report.finish
+    finish = training.recorder.Recorder.finish
     monkeypatch.setattr(
-        training.recorder.Report,
+        training.recorder.Recorder,
         "finish",
         lambda self, codes: learned.update(codes=codes.clone()) or finish(self, codes),
     )
@@ -126,9 +127,10 @@ def test_each_optimiser_changes_its_own_networks_only(method, split, tmp_path, m
 
 
 def test_tomm_divides_the_rates_of_g_and_d_by_five(split, tmp_path, monkeypatch):
-    for max_iter, schedule in ((50, {6: 1 / 5, 41: 1 / 25}), (132, {131: 1 / 5})):
+    for preset, max_iter, schedule in (("cifar-10", 50, {6: 1 / 5, 41: 1 / 25}), ("flickr25k", 132, {131: 1 / 5})):
         shrink(monkeypatch, main_tomm)
         settings = settings_for("main_tomm", tmp_path, max_iter=max_iter, max_epoch=1, num_samples=8, eval_iter=1000)
+        settings = dataclasses.replace(settings, milestones=Settings.for_dataset(preset).milestones)
         rates = []
         hook = register_optimizer_step_pre_hook(
             lambda optimizer, *_, into=rates: into.append(optimizer.param_groups[0]["lr"])
@@ -173,10 +175,10 @@ def test_five_steps_of_the_real_networks_equal_the_plain_step_in_float32(method,
     for name in NAMES:
         if hasattr(main, name):
             monkeypatch.setattr(main, name, recorded(getattr(main, name), name, built))
-    monkeypatch.setattr(main.Progress, "step", lambda self, parts: losses.append(parts))
-    monkeypatch.setattr(main.Progress, "end_pass", lambda self, *_: {})
-    monkeypatch.setattr(training.recorder.Report, "iteration", lambda self, *_: None)
-    monkeypatch.setattr(training.recorder.Report, "finish", lambda self, codes: {})
+    monkeypatch.setattr(training.progress.Progress, "step", lambda self, parts: losses.append(parts))
+    monkeypatch.setattr(training.progress.Progress, "end_pass", lambda self, *_: {})
+    monkeypatch.setattr(training.recorder.Recorder, "iteration", lambda self, *_: None)
+    monkeypatch.setattr(training.recorder.Recorder, "finish", lambda self, codes: {})
     torch.manual_seed(settings.seed)
     main.train(RunFolder(dataclasses.replace(settings, weights="none"), torch.device("cpu")), 32, split)
 

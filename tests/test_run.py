@@ -14,6 +14,7 @@ import main_mmasia
 import main_tomm
 import run
 from tests.small_networks import shrink
+from training import command_line
 from training import settings as settings_module
 
 TINY = ["--dataset", "digits", "--image-size", "16", "--num-samples", "60", "--max-iter", "2", "--max-epoch", "1"]
@@ -115,17 +116,17 @@ REFUSALS = [
     (["--method", "main_cvpr"], r"--method.*'main_cvpr' is none of main_mmasia, main_tomm"),
     (["--method", "main_mmasi"], r"did you mean main_mmasia"),
     (["--root", "/nowhere/at/all", "--dataset", "flickr25k"], r"/nowhere/at/all"),
-    (["--code-length", "0"], r"--code-length.*'0' is not a whole number above 0"),
+    (["--code-length", "0"], r"--code-length: '0' must be a whole number, 1 or more"),
     (["--code-length", "-12"], r"--code-length"),
-    (["--code-length", "twelve"], r"--code-length.*'twelve' is not a whole number"),
+    (["--code-length", "twelve"], r"--code-length: 'twelve' must be a whole number"),
     (["--code-length", "12,12"], r"--code-length.*names a number twice"),
     (["--code-length", ""], r"--code-length"),
     (["--num-samples", "1498"], r"--num-samples 1498.*only 1497"),
     (["--num-query", "7"], r"7.*10"),
-    (["--lr", "nan"], r"--lr.*'nan' is not a finite number"),
+    (["--lr", "nan"], r"--lr: 'nan' must be a number, above 0"),
     (["--lr", "0"], r"--lr.*above 0"),
     (["--alpha", "-1"], r"--alpha"),
-    (["--batch-size", "1.5"], r"--batch-size.*'1.5' is not a whole number"),
+    (["--batch-size", "1.5"], r"--batch-size: '1.5' must be a whole number"),
     (["--seed", "-1"], r"--seed"),
     (["--augment", "flip"], r"--augment.*'flip' is none of crop-flip, crop, none"),
     (["--device", "cuda:99"], r"--device cuda:99"),
@@ -217,10 +218,10 @@ def test_a_finished_code_length_survives_the_failure_of_the_next(tmp_path, small
 
 
 def fail_at(code_length, train_function):
-    def train_or_fail(settings, bits, split, folder):
+    def train_or_fail(folder, bits, split):
         if bits == code_length:
             raise run.UserError("no more")
-        return train_function(settings, bits, split, folder)
+        return train_function(folder, bits, split)
 
     return train_or_fail
 
@@ -249,7 +250,7 @@ def test_help_is_grouped_with_defaults_one_line_each(capsys):
 
 
 def test_presets_and_what_wins_over_them():
-    parse = settings_module.parse_command
+    parse = command_line.parse_command
     nus = parse(["--dataset", "nus-wide-tc21"], method_name="main_tomm").settings
     assert (nus.num_samples, nus.max_iter, nus.topk, nus.method) == (10500, 150, 5000, "main_tomm")
     command = parse(["--dataset", "cifar-10", "--max-iter", "7", "--topk", "100"], method_name="main_mmasia")

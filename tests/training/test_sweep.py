@@ -6,7 +6,6 @@ import re
 import signal
 import threading
 import time
-from pathlib import Path
 
 import pytest
 import torch
@@ -19,6 +18,7 @@ from tests.small_networks import shrink
 from training import sweep
 from training.command_line import parse_command
 from training.settings import Settings
+from utils.files import locked
 
 TINY = ["--dataset", "digits", "--image-size", "16", "--num-samples", "60", "--batch-size", "24", "--max-epoch", "1"]
 TINY += ["--max-iter", "6", "--eval-iter", "3", "--save-iter", "1", "--augment", "crop"]
@@ -46,7 +46,7 @@ class Cells:
         self.started = []
         self.treat = {}
 
-    def __call__(self, cell, lock):
+    def __call__(self, cell):
         self.started.append(cell.folder.name)
         treatment = self.treat.get(cell.settings.seed)
         flags = [*cell.settings.as_flags(), "--cell", cell.folder]
@@ -69,7 +69,7 @@ def raises(cell, flags, output):
 
 
 def _train_or_raise(flags, output):
-    def broken(settings, code_length, split, folder):
+    def broken(folder, code_length, split):
         raise RuntimeError("a tensor too\n  many")
 
     run.TRAIN["main_mmasia"] = broken
@@ -209,7 +209,10 @@ def test_a_child_that_says_nothing_is_marked_all_the_same(tmp_path, cells, capsy
 
 
 def hit(number, early):
-    """Send this process a signal: as soon as the cell has begun, before the sweep waits for it, or while it waits."""
+    """Send a signal: as soon as the cell has begun, before the sweep waits for it, or while it waits.
+
+    Ctrl-C in a terminal signals the whole process group, sweep and cell; SIGTERM is sent to the sweep alone.
+    """
 
     def start(cell, flags, output):
         process = train_small.start(flags, output, slow=0.05)
@@ -217,6 +220,8 @@ def hit(number, early):
         def signal_sweep():
             wait_for_lines(cell.folder, 1 if early else 2)
             os.kill(os.getpid(), number)
+            if number == signal.SIGINT:
+                os.kill(process.pid, number)
 
         if early:
             signal_sweep()
@@ -229,7 +234,12 @@ def hit(number, early):
 
 @pytest.mark.parametrize(
     ("number", "status", "early"),
-    [(signal.SIGINT, 130, False), (signal.SIGTERM, 143, False), (signal.SIGINT, 130, True)],
+    [
+        (signal.SIGINT, 130, False),
+        (signal.SIGTERM, 143, False),
+        (signal.SIGINT, 130, True),
+        (signal.SIGTERM, 143, True),
+    ],
 )
 def test_a_signal_lets_the_cell_save_and_the_same_command_goes_on(number, status, early, tmp_path, cells, capsys):
     handler = signal.getsignal(number)
@@ -238,8 +248,8 @@ def test_a_signal_lets_the_cell_save_and_the_same_command_goes_on(number, status
     assert run.main(command) == status and signal.getsignal(number) is handler
     assert [name[-5:] for name in cells.started] == ["seed0", "seed1"]
     error = capsys.readouterr().err
-    assert f"Stopped by {signal.Signals(number).name}; 1 of 3 cells are finished" in error
-    assert "Go on with the same command: python " in error and "--resume" not in error + cells.output.read_text()
+    assert f"stopped by {signal.Signals(number).name}; 1 of 3 cells are finished" in error
+    assert "resume with the same command: python " in error and "--resume" not in error + cells.output.read_text()
     (folder,) = (tmp_path / "logs").iterdir()
     stopped = folder / "main_mmasia-digits-8bits-seed1"
     (checkpoint,) = stopped.glob("checkpoint-*.pt")
@@ -297,8 +307,8 @@ def test_a_cell_of_other_settings_is_refused_with_the_difference(tmp_path, cells
     for flags in (["--lr", "0.5"], ["--lr", "0.5", "--dry-run"]):
         assert run.main([*command, "--seeds", "4,0", *flags]) == 2
         error = capsys.readouterr().err
-        assert "main_mmasia-digits-8bits-seed0: holds a run of other settings" in error
-        assert "--lr 0.5 (the cell has 0.0001)" in error and "--sweep" in error
+        assert "main_mmasia-digits-8bits-seed0: holds a run with other settings" in error
+        assert "--lr 0.5 (the run has 0.0001)" in error and "--sweep" in error
     assert len(cells.started) == 1
     assert run.main([*command, "--num-workers", "1", "--figures"]) == 0, "these change no figure"
     assert run.main([*command, "--sweep", "main_mmasia-digits-8bits-seed0", "--logs", str(tmp_path / "named")]) == 2
@@ -335,36 +345,24 @@ def test_flags_say_all_of_the_settings(settings):
     assert parse_command(settings.as_flags(), method_name="main_mmasia").settings == settings
 
 
-STUB = """
-import json, os, sys, time
-open(sys.argv[0] + ".json", "w").write(json.dumps([sys.argv[1:], os.getpgrp() == os.getpid()]))
-time.sleep(60)
-"""
+def test_a_second_process_is_refused(tmp_path, cells, capsys):
+    command = [*TINY, "--logs", str(tmp_path), "--code-length", "8", "--seeds", "0", "--sweep", "busy"]
+    (tmp_path / "busy").mkdir()
+    with locked(tmp_path / "busy" / ".lock"):
+        assert run.main(command) == 2 and cells.started == []
+    assert "another process runs this sweep" in capsys.readouterr().err
 
 
-def test_a_cell_that_outlives_its_sweep_keeps_the_lock(tmp_path, monkeypatch):
-    stub = tmp_path / "stub.py"
-    stub.write_text(STUB)
-    monkeypatch.setattr(sweep, "RUN", stub)
-    cell = sweep.Cell(Settings.for_dataset("digits", code_length=(8,)), tmp_path / "cell")
-    with sweep._lock(tmp_path) as lock:
-        with pytest.raises(run.UserError, match="another process is at work"), sweep._lock(tmp_path):
-            pass
-        process = sweep.start_process(cell, lock)
-    try:
-        deadline = time.monotonic() + 30
-        while not (record := Path(f"{stub}.json")).exists() or not record.read_text():
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-        arguments, own_group = json.loads(record.read_text())
-        assert arguments == [*cell.settings.as_flags(), "--cell", str(cell.folder)] and own_group
-        with pytest.raises(run.UserError, match="a cell of one that was killed"), sweep._lock(tmp_path):
-            pass
-    finally:
-        process.kill()
-        process.wait()
-    with sweep._lock(tmp_path):
-        pass
+def test_a_cell_that_outlives_its_sweep_is_not_disturbed(tmp_path, cells):
+    """A sweep killed by SIGKILL leaves its cell running, and the cell holds the lock of its folder."""
+    command = [*TINY, "--logs", str(tmp_path), "--code-length", "8", "--seeds", "0", "--sweep", "killed"]
+    cell = tmp_path / "killed" / "main_mmasia-digits-8bits-seed0"
+    cell.mkdir(parents=True)
+    with locked(cell / ".lock"):
+        assert run.main(command) == 1
+    assert "another process trains in this folder" in json.loads((cell / "failed.json").read_text())["message"]
+    assert not (cell / "metrics.jsonl").exists()
+    assert run.main(command) == 0 and not (cell / "failed.json").exists()
 
 
 def test_a_real_child_trains_the_real_networks(tmp_path, capfd):

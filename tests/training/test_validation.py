@@ -10,6 +10,7 @@ import main_mmasia
 import run
 from data import Options, hold_out, load_data
 from tests.small_networks import shrink
+from training import recorder
 from utils.evaluate import mean_average_precision
 
 FLAGS = ["--dataset", "digits", "--image-size", "16", "--num-samples", "200", "--code-length", "8", "--lr", "1e-2"]
@@ -54,14 +55,14 @@ def test_the_reported_iteration_is_the_one_that_did_best_on_the_held_out_images(
 
 def test_an_earlier_iteration_can_be_selected_and_a_resumed_run_remembers_it(tmp_path, monkeypatch):
     shrink(monkeypatch, main_mmasia, dropout=0.5)
-    real = main_mmasia.Report._map
+    real = recorder.Recorder._map
     falling = iter([0.9, 0.5, 0.4, 0.3, 0.2, 0.1])
 
     def fall(self, query_code, query_labels, *rest):
         validation = self.split.validation is not None and query_labels is self.split.validation.labels
         return next(falling) if validation else real(self, query_code, query_labels, *rest)
 
-    monkeypatch.setattr(main_mmasia.Report, "_map", fall)
+    monkeypatch.setattr(recorder.Recorder, "_map", fall)
     assert run.main([*FLAGS, "--logs", str(tmp_path), "--save-iter", "1"]) == 0
     (folder,) = tmp_path.iterdir()
     (row,) = json.loads((folder / "results.json").read_text())
