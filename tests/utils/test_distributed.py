@@ -27,7 +27,7 @@ from utils.distributed import own_device
 from utils.errors import UserError
 from utils.seeding import seed_everything
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SAMPLES, BATCH, BITS, SEED = 61, 16, 8, 7
 FLAGS = ["--dataset", "digits", "--image-size", "16", "--num-samples", SAMPLES, "--batch-size", BATCH, "--lr", "1e-3"]
 FLAGS += ["--code-length", BITS, "--seed", SEED, "--augment", "crop", "--eval-iter", "2"]
@@ -157,7 +157,7 @@ def test_a_killed_process_ends_the_job_and_the_checkpoint_resumes_it(method, tmp
     (folder,) = logs.iterdir()
     alone = start(["--resume", folder], tmp_path / "alone")
     ended(alone, tmp_path / "alone", status=2)
-    assert "saved by a job of 2 processes, this one has 1" in (tmp_path / "alone").read_text()
+    assert "saved by 2 processes, and now there are 1" in (tmp_path / "alone").read_text()
     for process, output in start_job(["--resume", folder], tmp_path):
         ended(process, output)
     assert_same(outcome(reference), outcome(folder), files=5)
@@ -226,6 +226,6 @@ def test_a_job_does_not_train_on_one_gpu(monkeypatch, tmp_path, capsys):
 def test_a_job_refuses_sweeps_and_too_few_samples(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("WORLD_SIZE", "8")
     assert run.main(["--seeds", "0,1", "--logs", str(tmp_path)]) == 2
-    assert "A sweep starts its own processes" in capsys.readouterr().err
+    assert "A sweep starts one process per cell itself" in capsys.readouterr().err
     assert run.main(["--num-samples", "7", "--logs", str(tmp_path)]) == 2
     assert "--num-samples 7: the job has 8 processes" in capsys.readouterr().err
