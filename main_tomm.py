@@ -46,10 +46,9 @@ def train(run: RunFolder, code_length: int, split: Split) -> dict[str, Any]:
     labels = database.labels.to(device)  # [n_database, C]
 
     # ---- Networks ----
-    model_image = image_network(
-        settings.backbone, code_length, weights=settings.weights, image_size=settings.image_size
-    )
-    model_image = model_image.to(device, memory_format=torch.channels_last)
+    size, weights = settings.image_size, settings.weights
+    model_image = image_network(settings.backbone, code_length, weights=weights, image_size=size)
+    model_image = model_image.to(device).to(memory_format=torch.channels_last)
     model_label = MLP(split.num_classes, code_length).to(device)
     model_cycle = CycleNet(
         code_length,
@@ -115,7 +114,11 @@ def train(run: RunFolder, code_length: int, split: Split) -> dict[str, Any]:
                         image_features, label_features, similarity
                     )  # [N, K], Z, [N, K], [N, K]
                 losses = cycle_losses(
-                    *(code.to(codes) for code in (latent_code, image_code, label_code, image_code_rec, label_code_rec)),
+                    latent_code.to(codes),  # float32, also after bfloat16
+                    image_code.to(codes),
+                    label_code.to(codes),
+                    image_code_rec.to(codes),
+                    label_code_rec.to(codes),
                     codes[rows],  # b, [N, K]
                     similarity,
                 )
@@ -145,7 +148,7 @@ def train(run: RunFolder, code_length: int, split: Split) -> dict[str, Any]:
                     optimizer_g.step()
 
                 place = torch.searchsorted(sample, rows)
-                sample_codes[:, place] = torch.stack((image_code, label_code, latent_code)).detach().to(codes)
+                sample_codes[:, place] = torch.stack((image_code, label_code, latent_code)).detach()
                 loop.step(losses)
             loop.end_pass(iteration, epoch)
 

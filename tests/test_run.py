@@ -151,7 +151,7 @@ def test_bad_input_is_one_sentence_and_status_2(flags, message, tmp_path, capsys
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_cuda_without_a_gpu_is_refused_and_auto_takes_the_cpu(tmp_path, small, capsys):
     assert run.main(["--device", "cuda", "--logs", str(tmp_path)]) == 2
-    assert "sees no GPU" in capsys.readouterr().err
+    assert "finds no GPU" in capsys.readouterr().err
     folder = train(tmp_path, "--device", "auto")
     assert json.loads((folder / "config.json").read_text())["device"].startswith("cpu")
 
@@ -201,7 +201,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_what_was_saved(tmp_pat
     monkeypatch.setattr(main_mmasia, "cycle_loss_parts", break_down)
     flags = ["--max-iter", "4", "--batch-size", "24", "--save-iter", "1", "--logs", str(tmp_path), "--code-length", "8"]
     assert run.main([*TINY, *flags]) == 2
-    assert "no longer a finite number at iteration 3" in capsys.readouterr().err
+    assert "is not a finite number at iteration 3" in capsys.readouterr().err
     (folder,) = tmp_path.iterdir()
     assert [path.name for path in sorted(folder.glob("checkpoint*"))] == [
         "checkpoint-8bits-000001.pt",

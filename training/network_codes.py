@@ -5,31 +5,34 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from data import ImageDataset
 from data.data_loader import eval_batches
 from training.run_folder import RunFolder
 from utils import distributed
 
 
 @torch.inference_mode()
-def encode(model_image: nn.Module, dataset, *, batch_size: int, device: torch.device, num_workers: int = 0) -> Tensor:
+def encode(
+    model_image: nn.Module, dataset: ImageDataset, *, batch_size: int, device: torch.device, num_workers: int = 0
+) -> Tensor:
     """Encode every image of a dataset, in order.
 
     Args:
         model_image: images [N, 3, S, S] → (features, code [N, K]).
-        dataset: a `data` ImageDataset.
-        batch_size: images at once.
-        device: where model_image lies.
+        dataset: n images.
+        batch_size: images per batch.
+        device: the device of model_image.
         num_workers: threads that read images ahead.
 
     Returns:
-        Codes [n, K] float32 in ±1 on the CPU. The model's training mode is put back.
+        Codes [n, K], float32, ±1, on the CPU. The model keeps its training mode.
     """
     return torch.sign(encode_continuous(model_image, dataset, batch_size, device, num_workers)).float().cpu()
 
 
 @torch.inference_mode()
 def encode_continuous(
-    model_image: nn.Module, dataset, batch_size: int, device: torch.device, num_workers: int = 0
+    model_image: nn.Module, dataset: ImageDataset, batch_size: int, device: torch.device, num_workers: int = 0
 ) -> Tensor:
     """U_image of every image of a dataset [n, K], in eval mode, on the device; arguments as for `encode`."""
     was_training = model_image.training
@@ -46,15 +49,15 @@ def encode_continuous(
     return distributed.sum_over_processes(together)
 
 
-def network_codes(model_image: nn.Module, model_label: nn.Module, dataset, run: RunFolder) -> Tensor:
-    """U_image and U_label of every row as the networks give them in eval mode, and 0 for U_latent, [3, n, K].
+def network_codes(model_image: nn.Module, model_label: nn.Module, dataset: ImageDataset, run: RunFolder) -> Tensor:
+    """U_image and U_label of every row by the networks in eval mode, and 0 for U_latent: [3, n, K].
 
-    U_latent belongs to the graph of a mini-batch: a row that was not in one has none.
+    U_latent depends on the graph of a mini-batch: a row outside a mini-batch has none.
     """
     image_code = encode_continuous(
         model_image, dataset, run.settings.batch_size, run.device, num_workers=run.settings.num_workers
     )
     with torch.inference_mode():
-        # Nothing in the label network depends on the mode.
+        # The label network has no layer that depends on the mode.
         _, label_code = model_label(dataset.labels.to(run.device, image_code.dtype))
     return torch.stack((image_code, label_code, torch.zeros_like(image_code)))

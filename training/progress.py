@@ -11,13 +11,14 @@ from tqdm import tqdm
 from training.settings import Settings
 from utils import distributed
 from utils.errors import UserError
+from utils.runs import DATABASES
 
 
 class Progress:
-    """The bar of one code length, and the mean of each part of the loss over a pass.
+    """The progress bar of one code length, and the mean of each part of the loss over a pass.
 
-    The bar is quiet when stderr is no terminal. Losses stay tensors on their device until a pass ends, so a GPU is not
-    waited for at every step.
+    There is no bar when stderr is not a terminal. Losses stay tensors on their device until a pass ends, so that no
+    step waits for a GPU.
     """
 
     def __init__(self, settings: Settings, code_length: int, done: int) -> None:
@@ -48,10 +49,10 @@ class Progress:
         self.bar.update()
 
     def end_pass(self, iteration: int, epoch: int) -> dict[str, float]:
-        """The mean of each part over the pass that ends, shown on the bar; starts the next pass at zero.
+        """The mean of each part over the pass that has ended, also shown on the bar; the next pass starts at zero.
 
         Raises:
-            UserError: a mean is not finite. Nothing is saved of this iteration; what earlier ones saved stands.
+            UserError: a mean is not finite. Nothing of this iteration is saved; earlier checkpoints stay.
         """
         means = {part: float(value) / self.steps for part, value in self.sums.items()}
         means = distributed.mean_over_processes(means)
@@ -59,8 +60,8 @@ class Progress:
         broken = [part for part, value in means.items() if not math.isfinite(value)]
         if broken:
             raise UserError(
-                f"The loss ({', '.join(broken)}) is no longer a finite number at iteration {iteration + 1}, pass "
-                f"{epoch + 1}; lower --lr. What was saved before is kept."
+                f"The loss ({', '.join(broken)}) is not a finite number at iteration {iteration + 1}, pass "
+                f"{epoch + 1}; lower --lr. Earlier checkpoints are kept."
             )
         self.bar.set_postfix_str(
             f"iteration {iteration + 1}/{self.settings.max_iter}, pass {epoch + 1}/{self.settings.max_epoch}, "
@@ -69,20 +70,24 @@ class Progress:
         return means
 
 
-def result_table(results: list[dict[str, Any]]) -> str:
-    """The last table: a row a code length with the expected mAP of learned, learned_filled and network codes.
+RESULT_HEADER = f"{'learned':>8} {'filled':>8} {'network':>8} {'best':>8} {'seconds':>8}"
 
-    Below it, what a reader must know of the figures: rows never drawn, queries without a relevant item, an iteration
-    selected by --validate.
+
+def result_columns(row: dict[str, Any]) -> str:
+    """The columns of `RESULT_HEADER` for a row of results.json: expected mAP and seconds."""
+    values = [row["map"].get(kind, {}).get("expected") for kind in DATABASES] + [row["best"]["expected"]]
+    texts = ["" if value is None else f"{value:.4f}" for value in values] + [f"{row['seconds']:.0f}"]
+    return " ".join(f"{text:>8}" for text in texts)
+
+
+def result_table(results: list[dict[str, Any]]) -> str:
+    """The table at the end of a run: one line per code length with the expected mAP of each database code.
+
+    Notes below it: rows never drawn, queries without a relevant image, an iteration selected by --validate.
     """
-    header = f"{'method':<12} {'bits':>4} {'learned':>8} {'filled':>8} {'network':>8} {'best':>8} {'seconds':>8}"
+    header = f"{'method':<12} {'bits':>4} {RESULT_HEADER}"
     lines = [header, "-" * len(header)]
-    for row in results:
-        learned, filled, network = (row["map"][kind]["expected"] for kind in ("learned", "learned_filled", "network"))
-        lines.append(
-            f"{row['method']:<12} {row['code_length']:>4} {learned:>8.4f} {filled:>8.4f} {network:>8.4f} "
-            f"{row['best']['expected']:>8.4f} {row['seconds']:>8.0f}"
-        )
+    lines += [f"{row['method']:<12} {row['code_length']:>4} {result_columns(row)}" for row in results]
     for row in results:
         notes = []
         if row["never_drawn"]:

@@ -163,10 +163,12 @@ class Settings:
         Raises:
             UserError: a field is unknown.
         """
-        given = {key: tuple(value) if isinstance(value, list) else value for key, value in saved.items()}
+        given: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in saved.items()
+        }
         if "milestones" not in given and "max_iter" in given:  # older runs: the release's rule, not yet a setting
             given["milestones"] = (6, 41) if given["max_iter"] == 50 else (131,)
-        return cls.for_dataset(**given)
+        return cls.for_dataset(given.pop("dataset", cls.dataset), **given)
 
     def as_flags(self) -> list[str]:
         """The flags that give these settings: those in `IDENTITY`, and what differs from the preset."""

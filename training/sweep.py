@@ -26,6 +26,7 @@ from typing import Any
 from modules.pretrained import read_state
 from training.command_line import Grid, differences
 from training.preflight import preflight
+from training.progress import RESULT_HEADER, result_columns
 from training.run_folder import command_line
 from training.settings import FREE_TO_CHANGE, OWN_IMAGES, Settings, differing_settings
 from utils.errors import UserError
@@ -258,17 +259,12 @@ def _listing(folder: Path, cells: list[Cell]) -> str:
 
 
 def _table(cells: list[Cell]) -> str:
-    """One line per cell: expected mAP of learned, learned_filled and network codes, or the reason of a failure."""
-    header = f"{'method':<12} {'seed':>10} {'bits':>4}"
-    header += "".join(f" {column:>8}" for column in ("learned", "filled", "network", "best", "seconds"))
+    """One line per cell: the expected mAP of each database code, or the reason of a failure."""
+    header = f"{'method':<12} {'seed':>10} {'bits':>4} {RESULT_HEADER}"
     lines = [header, "-" * len(header)]
     for cell in cells:
         row, settings = cell.result(), cell.settings
-        line = f"{settings.method:<12} {settings.seed:>10} {settings.code_length[0]:>4} "
-        if row is None:
-            lines.append(line + f"failed: {read_failure(cell.folder) or 'its failed.json could not be written'}")
-            continue
-        values = [row["map"][kind]["expected"] for kind in ("learned", "learned_filled", "network")]
-        values.append(row["best"]["expected"])
-        lines.append(line + " ".join(f"{value:>8.4f}" for value in values) + f" {row['seconds']:>8.0f}")
+        failure = read_failure(cell.folder) or "its failed.json could not be written"
+        columns = f"failed: {failure}" if row is None else result_columns(row)
+        lines.append(f"{settings.method:<12} {settings.seed:>10} {settings.code_length[0]:>4} {columns}")
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""`--tensorboard`: a run's figures as TensorBoard events, while it trains."""
+"""`--tensorboard`: the metrics of a run as TensorBoard events, during training."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from utils.errors import UserError
 
 
 def require_tensorboard() -> None:
-    """Refuse `--tensorboard` before anything is computed where the package is missing.
+    """Check before training that the package is installed.
 
     Raises:
         UserError: tensorboard is not installed.
@@ -22,12 +22,12 @@ def require_tensorboard() -> None:
 
 
 class TensorBoard:
-    """Writes one code length of a run into `folder/tensorboard/{K}bits/`, where TensorBoard shows it as a run.
+    """Writes one code length of a run into `folder/tensorboard/{K}bits/`, which TensorBoard shows as one run.
 
     Args:
         folder: the run's folder.
         code_length: K.
-        done: iterations done before; events of later ones, left by a run that was interrupted, are hidden.
+        done: iterations done before; events of later ones, from an interrupted run, are hidden.
 
     Raises:
         UserError: tensorboard is not installed.
@@ -35,7 +35,7 @@ class TensorBoard:
 
     def __init__(self, folder: str | Path, code_length: int, done: int = 0) -> None:
         require_tensorboard()
-        from torch.utils.tensorboard import SummaryWriter  # slow to import: only where it is wanted
+        from torch.utils.tensorboard import SummaryWriter  # slow to import, and needed only with --tensorboard
 
         self.path = Path(folder) / "tensorboard" / f"{code_length}bits"
         self.writer = SummaryWriter(self.path, purge_step=done + 1 if done else None)

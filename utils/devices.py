@@ -1,13 +1,11 @@
-"""`--device`: which processor trains."""
+"""`--device`: where the networks are computed."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
-from typing import Any
 
 import torch
-from torch import nn
 
 from utils.errors import UserError
 
@@ -16,10 +14,10 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 
 
 def choose_device(name: str) -> torch.device:
-    """ "auto" takes a GPU where there is one; "cpu", "cuda" and "cuda:N" are taken at their word.
+    """The device of a name: "auto" is a GPU if there is one, else the CPU; or "cpu", "cuda", "cuda:N".
 
     Raises:
-        UserError: an unknown name, or a GPU that is not there.
+        UserError: an unknown name, or there is no such GPU.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -29,41 +27,19 @@ def choose_device(name: str) -> torch.device:
     if kind == "cuda":
         found = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if found == 0:
-            raise UserError(f"--device {name}: torch {torch.__version__} sees no GPU here; use --device cpu or auto.")
+            raise UserError(f"--device {name}: torch {torch.__version__} finds no GPU; use --device cpu or auto.")
         if index and int(index) >= found:
             raise UserError(f"--device {name}: there are only {found} GPUs, numbered from 0.")
     return torch.device(name)
 
 
 def keep_freed_memory() -> bool:
-    """Let glibc keep freed memory for the next tensor instead of giving it back to the system.
+    """Let glibc keep freed memory for the next tensor instead of returning it to the system.
 
-    Every step makes gradients anew, half a gigabyte of them; by default each is mapped afresh, and the page faults take
-    as long as a good part of the arithmetic (docs/performance.md). Returns False where the C library has no mallopt.
+    Every step allocates new gradients, half a gigabyte. By default each is mapped again, and the page faults take a
+    good part of the time of a step (docs/performance.md). Returns False where the C library has no mallopt.
     """
     with contextlib.suppress(AttributeError, OSError, TypeError):
         mallopt = ctypes.CDLL(None).mallopt
         return bool(mallopt(_M_MMAP_MAX, 0) and mallopt(_M_TRIM_THRESHOLD, 2**31 - 1))
     return False
-
-
-class Precision:
-    """Calls a network in the precision of `--precision`; its outputs come back as float32.
-
-    Args:
-        precision: "float32" calls it as it is; "bfloat16" under torch.autocast: matrix products and convolutions in
-            bfloat16, weights, losses and optimisers in float32.
-        device: where the networks lie.
-    """
-
-    def __init__(self, precision: str, device: torch.device) -> None:
-        self.autocast = precision == "bfloat16"
-        self.device = device
-
-    def __call__(self, network: nn.Module, *inputs: torch.Tensor) -> Any:
-        """The network's outputs, a tuple of tensors."""
-        if not self.autocast:
-            return network(*inputs)
-        with torch.autocast(self.device.type, torch.bfloat16):
-            outputs = network(*inputs)
-        return tuple(output.float() for output in outputs)

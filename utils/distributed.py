@@ -1,8 +1,8 @@
 """Several processes, one run: `torchrun --nproc-per-node N run.py …` (docs/performance.md).
 
 Every process holds the same networks and the same B. Each takes its share of the drawn rows; gradients are averaged
-before every optimiser step, the codes of the sample are put together before the discrete step, and process 0 writes.
-Without torchrun every function here leaves things as they are.
+before every optimiser step, the codes of the sample are combined before the discrete step, and process 0 writes.
+Without torchrun every function here does nothing.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ def rank() -> int:
 
 
 def share() -> tuple[int, int]:
-    """(rank, size): which share of the drawn rows is this process's."""
+    """(rank, size): the share of the drawn rows that this process takes."""
     return rank(), size()
 
 
 def launched_rank() -> int:
-    """The rank that torchrun gave this process, known before the processes are connected."""
+    """The rank that torchrun gave this process; known before the processes are connected."""
     return int(os.environ.get("RANK", "0"))
 
 
@@ -48,10 +48,10 @@ def launched_size() -> int:
 
 
 def own_device(name: str) -> torch.device:
-    """`choose_device`, where "auto" and "cuda" mean a GPU of its own for each process that torchrun starts here.
+    """`choose_device`; under torchrun, "auto" and "cuda" give each process its own GPU.
 
     Raises:
-        UserError: an unknown name, a GPU that is not there, or more processes on this machine than GPUs.
+        UserError: an unknown name, no such GPU, or more processes on this machine than GPUs.
     """
     device = choose_device(name)
     if device.type == "cuda" and device.index is None and launched_size() > 1:
@@ -61,11 +61,11 @@ def own_device(name: str) -> torch.device:
 
 @contextmanager
 def process_group(device: torch.device) -> Iterator[None]:
-    """While entered, the processes of the job are connected: NCCL between GPUs, gloo between CPUs.
+    """While entered, the processes of the job are connected: by NCCL on GPUs, by gloo on CPUs.
 
-    Gradients are averaged by a hook on every optimiser rather than by wrapping the networks in
-    DistributedDataParallel: the mathematics is the same, and TOMM's three optimisers, its second forward pass and
-    networks that one backward pass does not reach need no special case.
+    Gradients are averaged by a hook on every optimiser, not by DistributedDataParallel around the networks: the result
+    is the same, and TOMM's three optimisers, its second forward pass and networks that a backward pass does not reach
+    need no special case.
     """
     if launched_size() == 1:
         yield
@@ -94,7 +94,7 @@ def _average_gradients(optimizer: Optimizer, *_: Any) -> None:
 
 
 def sum_over_processes(values: Tensor) -> Tensor:
-    """The sum of `values` over the processes, in place: rows that each process filled at its own places."""
+    """The sum of `values` over the processes, in place: it combines rows that different processes have filled."""
     if size() > 1:
         with _peers():
             dist.all_reduce(values)
@@ -102,7 +102,7 @@ def sum_over_processes(values: Tensor) -> Tensor:
 
 
 def mean_over_processes(values: dict[str, float]) -> dict[str, float]:
-    """The mean of each value; a NaN of one process is then everybody's."""
+    """The mean of each value over the processes; one NaN makes the mean NaN."""
     if size() == 1:
         return values
     total = sum_over_processes(torch.tensor(list(values.values()), dtype=torch.float64, device=_device()))
@@ -110,7 +110,7 @@ def mean_over_processes(values: dict[str, float]) -> dict[str, float]:
 
 
 def largest(value: int) -> int:
-    """The largest `value` of the processes."""
+    """The largest `value` of all processes."""
     if size() == 1:
         return value
     found = torch.tensor([value], device=_device())
@@ -120,7 +120,7 @@ def largest(value: int) -> int:
 
 
 def of_first(value: Any) -> Any:
-    """What process 0 passes, for all."""
+    """The value of process 0, in every process."""
     if size() == 1:
         return value
     box = [value]
@@ -130,7 +130,7 @@ def of_first(value: Any) -> Any:
 
 
 def of_all(value: Tensor) -> list[Tensor]:
-    """The tensors that the processes pass, by rank."""
+    """The tensors of all processes, by rank."""
     if size() == 1:
         return [value]
     box: list[Any] = [None] * size()
@@ -140,7 +140,7 @@ def of_all(value: Tensor) -> list[Tensor]:
 
 
 def seed_dropout(seed: int) -> None:
-    """Give each process of a job its own dropout; to be called once the networks, alike everywhere, are built."""
+    """Give each process of a job its own dropout. Call it after the networks are built, which must be the same."""
     if size() > 1:
         torch.manual_seed(derive_seed(seed, "dropout", rank()))
 
@@ -151,11 +151,11 @@ def _device() -> torch.device:
 
 @contextmanager
 def _peers() -> Iterator[None]:
-    """Say in a sentence that another process has gone."""
+    """Turn the failure of another process into a UserError."""
     try:
         yield
     except RuntimeError as error:
         raise UserError(
             f"process {rank()} of {size()} lost the others ({str(error).splitlines()[0][:120]}): one of them has "
-            "ended. Go on from the last checkpoint with the same torchrun command and --resume RUN."
+            "ended. Resume from the last checkpoint with the same torchrun command and --resume RUN."
         ) from error

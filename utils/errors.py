@@ -1,8 +1,8 @@
-"""The one exception a user is meant to see."""
+"""The one exception that users see."""
 
 
 class UserError(Exception):
-    """Bad input from the user: one clear sentence that names the file or flag and the mend.
+    """Bad input: one clear sentence that names the file or flag and how to fix it.
 
-    `run.py` and every command of the project print it without a traceback and exit with status 2.
+    Every command prints it in one line, without a traceback, and exits with status 2 (`utils.command.run_command`).
     """

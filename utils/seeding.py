@@ -1,7 +1,7 @@
-"""Random numbers that are functions of their key alone.
+"""Random numbers that depend only on their key.
 
-A draw depends on (seed, what it is for, iteration, ...), never on what was drawn before it, so a split does not
-change when an option is added, and a resumed run draws what the unbroken run would have drawn.
+A draw depends on (seed, purpose, iteration, ...), never on earlier draws. So a split does not change when an option is
+added, and a resumed run draws what the uninterrupted run would have drawn.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import torch
 def derive_seed(*key: int | str) -> int:
     """A 63-bit seed for `key`, e.g. ``(seed, "split")`` or ``(seed, "augment", iteration, epoch)``.
 
-    Names enter by their CRC-32 (Python's own `hash` changes from process to process); numpy's SeedSequence mixes
-    the parts so that neighbouring keys give unrelated streams.
+    Names enter by their CRC-32, because Python's `hash` changes from process to process. numpy's SeedSequence mixes the
+    parts, so that similar keys give unrelated streams.
     """
     words = [zlib.crc32(part.encode()) if isinstance(part, str) else part for part in key]
     return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> np.uint64(1))
