@@ -1,4 +1,4 @@
-"""The local search page: its answers, what it refuses, 10,000 bad queries, and a real browser."""
+"""The local search page: its answers, what it refuses, 10,000 malformed requests, and a real browser."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def trained():
 
 @pytest.fixture(scope="module")
 def index(tmp_path_factory, trained):
-    """Digits as PNG, a folder a class."""
+    """Digits as PNG, one folder per class."""
     folder = tmp_path_factory.mktemp("secret-folder") / "digits"
     digits = load_digits()
     names = []
@@ -219,7 +219,7 @@ def test_thumbnails(trained, tmp_path):
             assert Image.open(io.BytesIO(body)).size == wanted
         assert Image.open(io.BytesIO(body)).tobytes() == Image.open(tmp_path / "small.png").tobytes()
         for row in (3, 4):
-            assert "cannot be read" in ask_json(server, f"/thumbnail?row={row}", status=404)["error"]
+            assert "can no longer be read" in ask_json(server, f"/thumbnail?row={row}", status=404)["error"]
 
 
 def test_a_thumbnail_is_made_once(index, trained, monkeypatch):
@@ -277,7 +277,7 @@ def test_without_a_model_the_index_is_searched_all_the_same(index):
     with serving(index, None) as server:
         assert ask_json(server, "/collection")["uploads"] is False
         assert len(ask_json(server, "/search?row=1")["neighbours"]) == 10
-        assert "without its model" in ask_json(server, "/search", b"x", status=409)["error"]
+        assert "without a model" in ask_json(server, "/search", b"x", status=409)["error"]
 
 
 def test_head_has_the_headers_of_get_and_no_body(server):
@@ -398,7 +398,7 @@ def test_other_methods(server, method):
         ("/collection?count=201", 400),
         ("/../../etc/passwd", 404),
         ("/..%2f..%2fetc/passwd", 404),
-        ("/search_page.py", 404),
+        ("/page.py", 404),
         ("//evil.example/", 404),
         ("/" + "a" * 70_000, 414),
     ],
@@ -428,14 +428,14 @@ def test_bad_uploads(server, index):
     jpeg = encoded(photo(1, 90, 90), "JPEG")
     for body, words in (
         (b"", "is empty"),
-        (b"hello", "no image that can be read here"),
+        (b"hello", "not an image in a format that can be read"),
         (good[: len(good) // 2], "cannot be read"),
         (jpeg[: len(jpeg) // 2], "cannot be read"),
         (png_that_claims(100_000, 100_000), "too many pixels"),
         (png_that_claims(7_072, 7_072), "7,072 × 7,072 pixels are more than 50,000,000"),
         (encoded(Image.new("F", (9, 9)), "TIFF"), "floating-point"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "no image that can be read here"),
-        (encoded(photo(1, 9, 9), "TGA"), "no image that can be read here"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image in a format that can be read"),
+        (encoded(photo(1, 9, 9), "TGA"), "not an image in a format that can be read"),
     ):
         error = ask_json(server, "/search", body, status=422)["error"]
         assert words in error and "object at 0x" not in error
@@ -549,7 +549,7 @@ def test_requests_at_once_are_bounded(index, trained):
 def test_a_mistake_of_ours_is_answered_too(index, trained, monkeypatch, caplog):
     with serving(index, trained) as server:
         monkeypatch.setattr(Index, "search", lambda *a, **o: 1 / 0)
-        assert "its terminal says more" in ask_json(server, "/search?row=1", status=500)["error"]
+        assert "its terminal shows the details" in ask_json(server, "/search?row=1", status=500)["error"]
         monkeypatch.undo()
         assert ask(server, "/search?row=1")[0] == 200
     assert "ZeroDivisionError" in caplog.text
@@ -597,9 +597,9 @@ def test_the_command_serves_a_real_network(index, tmp_path):
     command = [sys.executable, "-m", "search", "serve", str(tmp_path / "index"), "--port", "0"]
     process = subprocess.Popen([*command, "--images", str(index.images)], stdout=subprocess.PIPE, text=True)
     try:
-        address = re.fullmatch(r"130 images: (http://127.0.0.1:\d+)/ \(Ctrl\+C ends it\)\n", process.stdout.readline())[
-            1
-        ]
+        address = re.fullmatch(
+            r"130 images: (http://127.0.0.1:\d+)/ \(Ctrl\+C stops the server\)\n", process.stdout.readline()
+        )[1]
         with urlopen(f"{address}/thumbnail?row=4", timeout=60) as answer:
             assert Image.open(answer).size == (SIZE, SIZE)
         request = Request(f"{address}/search", index.path_of(4).read_bytes(), {"Content-Type": "image/png"})
@@ -618,7 +618,7 @@ def test_the_command_serves_a_real_network(index, tmp_path):
     [
         (["--images-folder", "nowhere"], "--images-folder nowhere: there is no such folder."),
         (["--run", "nowhere"], "nowhere"),
-        ([], "holds no model.pt"),
+        ([], "has no model.pt"),
     ],
 )
 def test_the_command_names_what_is_wrong(index, tmp_path, capsys, flags, words):
