@@ -53,7 +53,6 @@ def _build(arguments: Sequence[str]) -> None:
         options.output,
         code_length=options.code_length,
         backend=options.backend,
-        on_bad_image=print_skipped,
         **_encoding(options),
     )
     left_out = f", {skipped:,} skipped" if skipped else ""

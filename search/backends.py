@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -35,28 +35,8 @@ _TRAINING_CODES = 40  # for each centre; faiss warns below 39
 _SEED = 1
 
 
-class Backend(Protocol):
-    """A search with the arguments and results of `Index.search`.
-
-    Attributes:
-        name: one of `BACKENDS`.
-    """
-
-    name: str
-
-    def is_exact(self, radius: int | None) -> bool:
-        """Whether a search within `radius`, or without one, misses nothing."""
-        ...
-
-    def search(
-        self, query_codes: npt.ArrayLike, k: int | None = None, radius: int | None = None
-    ) -> list[tuple[Rows, Rows]]:
-        """As `Index.search`; an approximate search may miss codes, but its distances are correct."""
-        ...
-
-
 class NumpyBackend:
-    """`Index.search`."""
+    """`Index.search` of an index."""
 
     name = "numpy"
 
@@ -64,7 +44,7 @@ class NumpyBackend:
         self.search = index.search
 
     def is_exact(self, radius: int | None) -> bool:
-        """As `Backend.is_exact`."""
+        """Whether a search within `radius`, or without a radius, misses nothing."""
         return True
 
 
@@ -87,7 +67,7 @@ class FaissBackend:
             structure.nprobe = min(nprobe or default_nprobe(structure.nlist), structure.nlist)
 
     def is_exact(self, radius: int | None) -> bool:
-        """As `Backend.is_exact`."""
+        """Whether a search within `radius`, or without a radius, misses nothing."""
         if self.name == "multihash":
             return radius is not None and self._flips(radius) >= min(radius // self.structure.nhash, self.structure.b)
         return self.name == "flat" or self.structure.nprobe == self.structure.nlist
@@ -95,7 +75,7 @@ class FaissBackend:
     def search(
         self, query_codes: npt.ArrayLike, k: int | None = None, radius: int | None = None
     ) -> list[tuple[Rows, Rows]]:
-        """As `Backend.search`."""
+        """As `Index.search`; an approximate search may miss codes, but its distances are correct."""
         queries, most, limit = self.index.checked(query_codes, k, radius)
         queries = np.ascontiguousarray(queries)
         if self.name == "multihash":
@@ -133,6 +113,9 @@ class FaissBackend:
         return min(flips, self.structure.b)
 
 
+Backend = NumpyBackend | FaissBackend
+
+
 def first(rows: npt.NDArray[Any], distances: npt.NDArray[Any], k: int) -> tuple[Rows, Rows]:
     """The first k by (distance, row): rows and distances, int64."""
     order = np.lexsort((rows, distances))[:k]
@@ -152,9 +135,7 @@ def has_faiss() -> bool:
     return importlib.util.find_spec("faiss") is not None
 
 
-def open_backend(
-    index: Index, name: str = "auto", *, nprobe: int | None = None, nflip: int | None = None
-) -> NumpyBackend | FaissBackend:
+def open_backend(index: Index, name: str = "auto", *, nprobe: int | None = None, nflip: int | None = None) -> Backend:
     """The backend `name`; "auto": the one stored in the index, otherwise `default_backend`.
 
     A structure of faiss that is stored in the index is read; any other is built from the codes.

@@ -21,7 +21,6 @@ from data.parallel import in_parallel
 from data.transform import eval_windows, make_image
 from search.model import TrainedModel
 from utils.errors import UserError
-from utils.log import log
 
 CPU_ROWS = 64  # images in every input of the network on a CPU: its rounding depends on their number
 _LABELS = re.compile(r"(\s+\d+)+$")
@@ -69,11 +68,6 @@ def print_skipped(name: str, reason: str) -> None:
     tqdm.write(f"{name}: skipped ({reason})", file=sys.stderr)
 
 
-def log_skipped(name: str, reason: str) -> None:
-    """Log that an image is left out."""
-    log.warning("%s: skipped (%s)", name, reason)
-
-
 # ---- Codes ----
 
 
@@ -84,7 +78,7 @@ def encode_files(
     batch_size: int = 64,
     device: torch.device | str = "cpu",
     num_workers: int = 0,
-    on_bad_image: Callable[[str, str], None] = log_skipped,
+    on_bad_image: Callable[[str, str], None] = print_skipped,
     bar: str = "Encoding images",
 ) -> Iterator[tuple[list[str], np.ndarray]]:
     """Encode image files in order, batch by batch; memory does not grow with their number.

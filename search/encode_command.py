@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from search.encode import find_images, print_skipped
+from search.encode import find_images
 from search.encode_job import Job, encode_share, encode_to_file, merge, parts_are_kept, require_own_parts
 from search.model import load_model
 from utils import distributed
@@ -88,7 +88,6 @@ def encode(arguments: Sequence[str]) -> None:
         "batch_size": options.batch_size,
         "device": device,
         "num_workers": options.num_workers or _own_processors(),
-        "on_bad_image": print_skipped,
     }
     if options.merge or options.shard or shards > 1:
         _run_share(job, shard, shards, options, encoding)

@@ -157,8 +157,8 @@ class SearchPage:
         Image.fromarray(pixels).save(file, "BMP")
         file.seek(0)
         with _turn(self._encoding):
-            encoded = encode_files(self.trained, [cast(str, file)], device=_device(self.trained), num_workers=1)
-            [(_, code)] = encoded
+            device = next(self.trained.model.parameters()).device
+            [(_, code)] = encode_files(self.trained, [cast(str, file)], device=device, num_workers=1)
             return code
 
     def _make_thumbnail(self, row: int) -> Reply:
@@ -236,11 +236,6 @@ def _turn(places: threading.BoundedSemaphore) -> Iterator[None]:
         yield
     finally:
         places.release()
-
-
-def _device(trained: TrainedModel) -> Any:
-    """The device of the weights."""
-    return next(trained.model.parameters()).device
 
 
 def _reason(error: BadImage) -> str:

@@ -60,7 +60,7 @@ def test_unreadable_images_are_left_out_of_an_index_with_their_names(run_folder,
     assert not (tmp_path / "none").exists() and not list(tmp_path.glob(".none*"))
 
 
-def test_a_broken_off_build_goes_on(run_folder, photos, tmp_path, capsys, monkeypatch):
+def test_an_interrupted_build_continues(run_folder, photos, tmp_path, capsys, monkeypatch):
     use_small_parts(monkeypatch, 16)
     line = ["build", str(run_folder), str(photos), "--device", "cpu", "--num-workers", "1"]
     assert main([*line, "-o", str(tmp_path / "whole")]) == 0

@@ -31,7 +31,7 @@ def assert_same(image, expected):
     assert torch.equal(torch.from_numpy(image), expected)
 
 
-def test_an_image_is_prepared_as_the_collection_s_loader_makes_it(photos):
+def test_an_image_is_prepared_as_by_the_loader_of_a_dataset(photos):
     save_photo(photos / "Äpfel" / "tall.png", 5, 40, 90)
     rotated = photo(6, 90, 40)
     exif = Image.Exif()
@@ -155,7 +155,7 @@ def test_codes_do_not_depend_on_the_batch_size(tmp_path, monkeypatch):
     assert results[1].shape == (37, 4) and len(np.unique(results[1], axis=0)) > 30
 
 
-def test_company_moves_an_output_by_roundings_only(tmp_path):
+def test_other_images_in_the_batch_change_an_output_by_rounding_only(tmp_path):
     """An image alone, and among others at any place: what sharding or a skipped image may change."""
     model = alexnet().model
     images = np.stack([prepare(number) for number in range(8)])
@@ -222,10 +222,10 @@ def test_few_images_are_read_ahead(run_folder, tmp_path, monkeypatch):
     assert 4 <= count <= 4 + 2 * 8 * 2
 
 
-def test_bad_images_are_logged_where_nobody_asks(run_folder, tmp_path, caplog):
+def test_bad_images_are_named_on_stderr_by_default(run_folder, tmp_path, capsys):
     (tmp_path / "bad.png").write_text("no image")
     assert list(search.encode.encode_files(load_model(run_folder), [str(tmp_path / "bad.png")])) == []
-    assert "bad.png: skipped (" in caplog.text
+    assert "bad.png: skipped (" in capsys.readouterr().err
 
 
 def test_exported_digits_are_what_a_run_sees(tmp_path, capsys):

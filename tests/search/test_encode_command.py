@@ -23,7 +23,7 @@ from training.network_codes import encode
 from utils.hamming import pack_words
 
 
-def test_codes_are_those_of_the_collection_s_own_evaluation(run_folder, photos, tmp_path, capsys):
+def test_codes_are_those_of_the_evaluation_of_the_dataset(run_folder, photos, tmp_path, capsys):
     output = tmp_path / "codes.npz"
     assert main(["encode", str(run_folder), str(photos), "-o", str(output), "--device", "cpu"]) == 0
     assert "30 images in 12 bits: written to" in capsys.readouterr().out
@@ -58,7 +58,7 @@ def test_the_same_images_give_the_same_bytes(run_folder, photos, tmp_path):
     assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
 
 
-def test_bits_lie_as_the_evaluation_packs_them(run_folder, photos, tmp_path):
+def test_bits_have_the_order_of_the_evaluation(run_folder, photos, tmp_path):
     main(["encode", str(run_folder), str(photos), "-o", str(tmp_path / "codes.npz")])
     content = read(tmp_path / "codes.npz")
     (words,) = pack_words(torch.from_numpy(signs(content)))  # 12 bits in a word of two bytes
@@ -106,7 +106,7 @@ def test_no_image_can_be_read(run_folder, tmp_path, capsys):
     assert not (tmp_path / "codes.npz").exists()
 
 
-def test_a_name_that_is_no_unicode(run_folder, tmp_path):
+def test_a_name_that_is_not_unicode(run_folder, tmp_path):
     name = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.png")
     try:
         photo(1).save(name)
@@ -135,7 +135,7 @@ def test_bad_flags(flags, message, run_folder, photos, capsys, tmp_path, monkeyp
     assert message in captured and captured.count("\n") == 1
 
 
-def test_options_may_stand_anywhere(run_folder, photos, tmp_path):
+def test_flags_may_be_anywhere(run_folder, photos, tmp_path):
     one, two = find_images([str(photos)])[:2]
     output = str(tmp_path / "codes.npz")
     for line in (

@@ -122,7 +122,7 @@ def test_shards_by_hand(place, capsys):
     assert not (place / "codes.npz.parts").exists()
 
 
-def test_parts_brought_together_are_merged(place, capsys):
+def test_parts_copied_to_one_folder_are_merged(place, capsys):
     """Machines without a common folder: each has its own parts, which somebody copies to one place."""
     first = job_of(place)
     assert encode_all(first, 0, 2) == 2
@@ -136,7 +136,7 @@ def test_parts_brought_together_are_merged(place, capsys):
     assert_as_single(place)
 
 
-def test_a_killed_job_goes_on(place, capsys, monkeypatch):
+def test_a_killed_job_continues(place, capsys, monkeypatch):
     """Two processes are killed once two parts are there; the next start, of one process, hashes only the rest."""
     processes = [
         start(command_line(place, "--shard", f"{shard}/2", "--num-workers", 1), place / "output", 0.02)
@@ -243,7 +243,7 @@ def test_a_damaged_part_is_named(how, place):
     assert_as_single(place)
 
 
-def test_nothing_of_the_user_s_is_removed(place):
+def test_files_of_the_user_are_not_removed(place):
     job = job_of(place)
     encode_all(job)
     (job.folder / "mine.npz").write_bytes(b"")

@@ -75,6 +75,6 @@ def test_words_are_the_codes_themselves_where_a_word_holds_one():
         ({"radius": -1}, "--radius -1"),
     ],
 )
-def test_a_search_that_makes_no_sense_is_refused(arguments, sentence):
+def test_wrong_arguments_of_a_search_are_refused(arguments, sentence):
     with pytest.raises(UserError, match=sentence):
         make_index(random_bits(5, BITS)).search(**({"query_codes": np.zeros((1, 2), np.uint8)} | arguments))

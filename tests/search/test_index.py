@@ -131,7 +131,7 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("name", DAMAGE)
-def test_a_damaged_index_is_refused_with_a_sentence(tmp_path, name, capsys):
+def test_a_damaged_index_is_refused_in_one_line(tmp_path, name, capsys):
     make_index(random_bits(5, BITS)).save(tmp_path / "index")
     Index.load(tmp_path / "index")
     harm, sentence = DAMAGE[name]

@@ -17,7 +17,7 @@ from tests.small_networks import SmallImageNet
 from utils.errors import UserError
 
 
-def test_the_code_length_must_be_clear(tmp_path, small, photos, capsys):
+def test_an_ambiguous_code_length_is_refused(tmp_path, small, photos, capsys):
     folder = make_run(tmp_path / "run", 12, 24)
     with pytest.raises(UserError, match=r"models of 12, 24 bits; choose one with --code-length"):
         load_model(folder)
@@ -38,7 +38,7 @@ def test_loading_draws_no_random_numbers_and_evaluates(run_folder):
     assert model.settings["dataset"] == "folder" and (model.image_size, model.shorter_side) == (SIZE, 37)
 
 
-def test_runs_of_before_there_was_a_choice_of_backbone(run_folder):
+def test_old_runs_without_a_backbone_setting(run_folder):
     config = json.loads((run_folder / "config.json").read_text())
     del config["settings"]["backbone"]
     (run_folder / "config.json").write_text(json.dumps(config))
@@ -114,7 +114,7 @@ def spoil(folder: Path, how: str) -> None:
         ("not finite", "not finite"),
     ],
 )
-def test_a_wrong_model_is_one_sentence(how, message, run_folder, tmp_path, photos, capsys):
+def test_a_wrong_model_is_refused_in_one_line(how, message, run_folder, tmp_path, photos, capsys):
     spoil(run_folder, how)
     with pytest.raises(UserError, match=message):
         load_model(run_folder)
@@ -138,7 +138,7 @@ def test_the_fingerprint_is_of_the_numbers(run_folder):
     assert fingerprint(renamed) != model.fingerprint
 
 
-def test_an_export_stands_for_the_folder(run_folder, photos, tmp_path, capsys):
+def test_an_export_replaces_the_folder_of_the_run(run_folder, photos, tmp_path, capsys):
     model = tmp_path / "model.pt"
     assert main(["export", str(run_folder), "-o", str(model)]) == 0
     content = torch.load(model, weights_only=True)

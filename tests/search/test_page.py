@@ -165,7 +165,7 @@ def test_neighbours_of_an_image_of_the_index(server, index, row):
         assert item["labels"] == [index.labels[item["row"]]] and item["name"] == f"{item['row']:04}.png"
 
 
-def test_ten_neighbours_unless_told_otherwise_and_never_more_than_there_are(server):
+def test_ten_neighbours_by_default_and_never_more_than_exist(server):
     assert len(ask_json(server, "/search?row=3")["neighbours"]) == 10
     assert len(ask_json(server, "/search?row=3&k=200")["neighbours"]) == IMAGES - 1
 
@@ -197,7 +197,7 @@ def test_an_image_that_is_sent_gets_the_code_of_the_encoding(server, index, trai
         assert pairs_of(found) == naive_neighbours(index, code, 20), name
 
 
-def test_a_file_of_the_collection_finds_itself(server, index):
+def test_a_file_of_the_index_finds_itself(server, index):
     found = ask_json(server, "/search?k=1", index.path_of(17).read_bytes(), Content_Type="application/octet-stream")
     assert pairs_of(found)[0][0] == 0
 
@@ -231,7 +231,7 @@ def test_a_thumbnail_is_made_once(index, trained, monkeypatch):
     assert first == second and made == [index.path_of(9)]
 
 
-def test_the_collection_in_pages(server, index):
+def test_the_images_of_the_index_in_pages(server, index):
     rows = []
     for start in range(0, IMAGES, 50):
         page = ask_json(server, f"/collection?start={start}&count=50")
@@ -241,7 +241,7 @@ def test_the_collection_in_pages(server, index):
     assert len(ask_json(server, "/collection")["items"]) == 60
 
 
-def test_folders_are_not_told(server):
+def test_folders_are_not_shown(server):
     for path in ("/collection", "/search?row=3", "/search?row=99999"):
         assert b"secret-folder" not in ask(server, path)[2]
 
@@ -273,7 +273,7 @@ def test_an_ipv6_address(index):
         thread.join()
 
 
-def test_without_a_model_the_index_is_searched_all_the_same(index):
+def test_an_index_without_a_model_can_be_searched(index):
     with serving(index, None) as server:
         assert ask_json(server, "/collection")["uploads"] is False
         assert len(ask_json(server, "/search?row=1")["neighbours"]) == 10
@@ -305,7 +305,7 @@ def test_many_at_once_get_their_own_answers(server, index):
 @pytest.mark.parametrize(
     "path", ["/", "/page.js", "/page.css", "/icon.svg", "/search?row=1", "/thumbnail?row=1", "/no"]
 )
-def test_every_answer_is_fenced_in(server, path):
+def test_every_answer_has_the_security_headers(server, path):
     _, headers, _ = ask(server, path)
     policy = headers["Content-Security-Policy"]
     assert "default-src 'none'" in policy and "frame-ancestors 'none'" in policy and "unsafe" not in policy
@@ -315,14 +315,14 @@ def test_every_answer_is_fenced_in(server, path):
     assert "Access-Control-Allow-Origin" not in headers
 
 
-def test_the_page_asks_nobody_else(server):
+def test_the_page_loads_nothing_from_other_sites(server):
     for path in ("/", "/page.js", "/page.css"):
         text = ask(server, path)[2].decode()
         assert not re.search(r"(https?:)?//[a-z0-9-]+\.", text.replace("http://www.w3.org", ""))
         assert "@import" not in text and "style=" not in text and "onclick" not in text
 
 
-def test_only_own_names_of_the_host_are_answered(server):
+def test_only_own_names_of_the_host_are_accepted(server):
     port = server.server_port
     for host in (f"127.0.0.1:{port}", f"localhost:{port}", f"LOCALHOST:{port}", f"[::1]:{port}", f"192.168.1.5:{port}"):
         assert ask(server, "/", Host=host)[0] == 200, host
@@ -546,7 +546,7 @@ def test_requests_at_once_are_bounded(index, trained):
             assert time.monotonic() < end
 
 
-def test_a_mistake_of_ours_is_answered_too(index, trained, monkeypatch, caplog):
+def test_an_internal_error_is_answered_too(index, trained, monkeypatch, caplog):
     with serving(index, trained) as server:
         monkeypatch.setattr(Index, "search", lambda *a, **o: 1 / 0)
         assert "its terminal shows the details" in ask_json(server, "/search?row=1", status=500)["error"]
@@ -555,7 +555,7 @@ def test_a_mistake_of_ours_is_answered_too(index, trained, monkeypatch, caplog):
     assert "ZeroDivisionError" in caplog.text
 
 
-def test_what_cannot_be_served(index, trained, server):
+def test_what_cannot_be_served_is_refused(index, trained, server):
     with pytest.raises(UserError, match="another model"):
         make_server(index, make_model(seed=2), port=0)
     with pytest.raises(UserError, match=r"--host 127.0.0.1 --port \d+: cannot listen there"):
@@ -691,7 +691,7 @@ def open_files():
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-def test_ten_thousand_bad_queries_leave_it_answering(index, trained, caplog):
+def test_it_still_answers_after_ten_thousand_malformed_requests(index, trained, caplog):
     queries, threads = 10_000, 4
     image = index.path_of(0).read_bytes()
     with serving(index, trained) as server:

@@ -72,7 +72,7 @@ def test_an_index_of_another_model_or_code_length_is_refused(index, photos, tmp_
     assert query_json(capsys, index, query, "--run", tmp_path / "run")["queries"][0]["neighbours"][0]["distance"] == 0
 
 
-def test_damaged_queries_are_named_and_the_others_answered(index, photos, tmp_path, capsys):
+def test_damaged_queries_are_named_and_the_others_searched(index, photos, tmp_path, capsys):
     bad = tmp_path / "bad.jpg"
     bad.write_bytes(b"\xff\xd8 no image")
     good = photos / "Äpfel" / "Bild 01.png"
@@ -86,7 +86,7 @@ def test_damaged_queries_are_named_and_the_others_answered(index, photos, tmp_pa
     assert "None of the 1 query images could be read" in capsys.readouterr().err
 
 
-def test_nothing_within_the_radius_is_said(tmp_path, capsys):
+def test_an_empty_result_is_printed(tmp_path, capsys):
     index = make_index(np.zeros((2, BITS), np.uint8))
     none = index.search(np.packbits(np.ones((1, BITS), np.uint8), axis=1), radius=3)[0]
     assert "nothing within the radius" in search.query.table(index, [("a.png", *none)])
@@ -105,18 +105,18 @@ def test_nothing_within_the_radius_is_said(tmp_path, capsys):
         (["--device", "abacus"], "--device abacus"),
     ],
 )
-def test_flags_that_cannot_be_are_refused(tmp_path, flags, sentence, capsys):
+def test_bad_flags(tmp_path, flags, sentence, capsys):
     assert main(["query", str(tmp_path), "x.png", *flags]) == 2
     printed = capsys.readouterr().err
     assert sentence in printed and printed.startswith("python -m search query: ") and printed.count("\n") == 1
 
 
-def test_names_are_shown_as_a_terminal_can_show_them():
+def test_names_are_printed_for_any_terminal():
     assert printable("a/ä 1.png") == "a/ä 1.png"
     assert printable("\udcff\x1b[2J\n") == "��[2J�"
 
 
-def test_the_picture_shows_queries_neighbours_and_lost_files(index, photos, tmp_path, capsys):
+def test_the_figure_shows_queries_neighbours_and_missing_files(index, photos, tmp_path, capsys):
     loaded = Index.load(index)
     query = str(photos / "Äpfel" / "Bild 01.png")
     lost = loaded.path_of(20)
