@@ -95,7 +95,7 @@ def server(index, trained):
 
 
 def ask(server, path, body=None, method=None, **headers):
-    """(status, headers, body) of one request; a body of bytes is sent as a PNG unless told otherwise."""
+    """(status, headers, body) of one request; a body of bytes is sent as a PNG by default."""
     connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=60)
     if body is not None:
         headers = {"Content-Type": "image/png"} | headers
@@ -116,7 +116,7 @@ def ask_json(server, path, body=None, status=200, **options):
 
 
 def send_raw(server, data, half_close=True, seconds=30):
-    """What comes back for these very bytes."""
+    """What the server answers to these bytes."""
     with socket.create_connection(("127.0.0.1", server.server_port), timeout=seconds) as connection:
         return exchange(connection, data, half_close)
 
@@ -409,7 +409,7 @@ def test_bad_addresses(server, path, status):
 
 
 def png_that_claims(width, height):
-    """A PNG of some bytes whose header, in order, states that size."""
+    """A short PNG with a valid header of that size."""
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     chunk = b"IHDR" + header
     return (
@@ -509,7 +509,7 @@ def test_an_upload_is_never_written_to_disk(server, index):
 
 
 def dribble(connection, byte=b"a"):
-    """Send a byte now and then until the server has had enough; what it answered."""
+    """Send single bytes until the server closes the connection; returns its answer."""
     connection.settimeout(0.02)
     for _ in range(1000):
         try:
@@ -587,7 +587,7 @@ def index_without_model(index):
 
 
 def test_the_command_serves_a_real_network(index, tmp_path):
-    """AlexNet, read from the index, in a process of its own; the collection was moved since."""
+    """AlexNet, read from the index, in a process of its own; the images were moved."""
     torch.manual_seed(0)
     model = AlexNetHash(BITS, weights=None).requires_grad_(False).eval()
     settings = {"backbone": "alexnet", "code_length": BITS, "image_size": SIZE, "dataset": "folder"}
@@ -767,7 +767,7 @@ def test_in_a_browser(server, index, trained, tmp_path):
         browser.wait("document.querySelectorAll('#items .tile').length === 60")
         assert browser.evaluate("document.querySelector('#about').innerText") == "130 images in 32 bits"
 
-        # A click on an image of the collection.
+        # A click on an image of the index.
         browser.click("#items .tile[data-row='7']")
         browser.wait(READY)
         wanted = naive_neighbours(index, index.codes[7], 10, without=7)
@@ -789,7 +789,7 @@ def test_in_a_browser(server, index, trained, tmp_path):
         browser.wait(f"location.search === '?row=7' && {FOUND} === 10 && {READY}")
         assert neighbours_shown(browser) == wanted
 
-        # The next page of the collection, and an address that somebody kept.
+        # The next page of images, and a saved address.
         browser.click("#next")
         browser.wait("document.querySelector('#items .tile').dataset.row === '60'")
         assert browser.evaluate("document.querySelector('#range').innerText") == "61 to 120 of 130"
@@ -797,7 +797,7 @@ def test_in_a_browser(server, index, trained, tmp_path):
         browser.wait(f"{FOUND} === 20")
         assert neighbours_shown(browser) == naive_neighbours(index, index.codes[12], 20, without=12)
 
-        # An image of one's own, chosen.
+        # An own image, chosen.
         browser.open(address)
         browser.wait("document.querySelectorAll('#items .tile').length === 60")
         own = tmp_path / "own photo.png"
@@ -823,7 +823,7 @@ def test_in_a_browser(server, index, trained, tmp_path):
         browser.wait(READY)
         assert neighbours_shown(browser) == naive_neighbours(index, index.codes[3], 10)
 
-        # The keyboard alone: from the top to the second image of the collection.
+        # The keyboard alone: from the top to the second image of the index.
         browser.open(address)
         browser.wait("document.querySelectorAll('#items .tile').length === 60")
         visited = []
@@ -848,7 +848,7 @@ def test_in_a_browser(server, index, trained, tmp_path):
         browser.press("Enter")
         browser.wait(f"location.search === '?row=25' && {READY}")
 
-        # No picture without words, no control without a name, nothing wider than a phone.
+        # Every image has a text, every control has a label, and nothing is wider than a phone.
         assert browser.evaluate("[...document.images].filter(i => !i.hidden && !i.alt).length") == 0
         assert (
             browser.evaluate("[...document.querySelectorAll('input,select')].filter(e => !e.labels.length).length") == 0
@@ -866,7 +866,7 @@ def test_in_a_browser(server, index, trained, tmp_path):
             assert browser.evaluate("shift") < 0.1, (width, browser.evaluate("moved"))  # what Web Vitals call good
         assert browser.problems == []
 
-        # A damaged file: a sentence, and the page goes on.
+        # A damaged file: an error message, and the page still works.
         damaged = tmp_path / "damaged.png"
         damaged.write_bytes(own.read_bytes()[:1000])
         browser.choose_file("#file", damaged)
@@ -875,7 +875,7 @@ def test_in_a_browser(server, index, trained, tmp_path):
         assert browser.evaluate(FOUND) == 0
         browser.click("#items .tile[data-row='2']")
         browser.wait(f"{READY} && document.querySelector('#problem').hidden")
-        # The browser itself reports the refusal, and nothing else.
+        # The browser reports the refusal, and nothing else.
         assert [problem for problem in browser.problems if "422 (Unprocessable" not in problem] == []
     finally:
         browser.close()
