@@ -1,18 +1,18 @@
-"""Search in many codes: build time, bytes, queries a second and recall of every backend (docs/search.md).
+"""Search in many codes: build time, bytes, time per query and recall of every backend (docs/search.md).
 
     python -m benchmarks.search [--codes 100000,1000000,10000000] [--queries 100]
 
-Codes are synthetic, 64 bits: a centre for every 1,000 codes, drawn uniformly; a code is a centre with each bit flipped
-with probability 1/8, and so is a query. All from a fixed seed. Two codes of one centre are 14 bits apart on average, of
-two centres 32. recall@10 is the share of 10 results that are no farther than the exact tenth: results at equal distance
-are equally good. Times are processor time of one thread, which other processes disturb less than the clock: of one
-query (median over all queries) and a query when all are given in one call (median of 5, backends in turn). Flips of two
-bits are left out beyond a million codes: they look at more codes than comparing all would.
+The codes are synthetic and have 64 bits. There is one centre per 1,000 codes, drawn uniformly; a code or a query is a
+centre with each bit flipped with probability 1/8. Seeds are fixed. Two codes of one centre are 14 bits apart on
+average, codes of two centres 32. recall@10 is the share of 10 results that are no farther than the exact tenth, since
+results at equal distance are equally good. Times are the processor time of one thread, which depends less on other
+processes than the clock: of one query (median over all queries), and per query when all are in one call (median of 5
+calls, backends in turn). Flips of two bits are left out for more than a million codes, where they compare more codes
+than there are.
 """
 
 from __future__ import annotations
 
-import argparse
 import csv
 import ctypes
 import gc
@@ -24,12 +24,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import faiss
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 from search.backends import FaissBackend, NumpyBackend, build_structure
+from search.exact import Rows
 from search.index import Index
+from utils.command import Parser, bounded, run_command
+from utils.files import require_place
 from utils.seeding import derive_seed
 
 RESULTS = Path(__file__).resolve().parent.parent / "results" / "search.csv"
@@ -39,9 +41,11 @@ HASHES = {(4, 16): (0, 1, 2), (3, 20): (0, 1)}  # (tables, bits of a key): flips
 MOST_FOR_TWO_FLIPS = 1_000_000  # codes
 PROBES = (1, 8, 32, 64, 256)
 
+Search = Callable[..., list[tuple[Rows, Rows]]]
+
 
 def status(field: str) -> float:
-    """A line of /proc/self/status (Linux), in MB."""
+    """A value of /proc/self/status (Linux), in MB."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(f"{field}:"):
             return int(line.split()[1]) * 1024 / 1e6
@@ -49,7 +53,7 @@ def status(field: str) -> float:
 
 
 def release_memory() -> None:
-    """Give freed memory back to the system, so that what is resident is what is held (glibc)."""
+    """Give freed memory back to the system, so that only used memory is resident (glibc)."""
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
 
@@ -64,27 +68,27 @@ def draw(count: int, centres: np.ndarray, *key: int | str) -> np.ndarray:
     return (codes ^ flips).view(np.uint8).reshape(count, BITS // 8)
 
 
-def recall(found, exact) -> float:
-    """Mean over the queries of the share of `K` results no farther than the exact last one."""
+def recall(found: list[tuple[Rows, Rows]], exact: list[tuple[Rows, Rows]]) -> float:
+    """The share of `K` results that are no farther than the last exact one, averaged over the queries."""
     shares = [(near <= best[-1]).sum() / K for (_, near), (_, best) in zip(found, exact, strict=True)]
     return float(np.mean(shares))
 
 
 def measure(count: int, num_queries: int) -> list[dict[str, object]]:
-    """A row for each backend and setting."""
+    """One row for each backend and setting."""
     random = np.random.default_rng(derive_seed("search", "centres", count))
     centres = random.integers(0, 1 << 64, max(1, count // CODES_A_CENTRE), dtype=np.uint64)
     index = Index(draw(count, centres, "codes", count), (), None, BITS, {}, "")
     queries = draw(num_queries, centres, "queries", count)
-    backends: list[tuple[dict[str, object], Callable[..., list[Any]]]] = []
+    backends: list[tuple[dict[str, object], Search]] = []
 
-    def add(name: str, setting: str, built: tuple[float, float, float], search) -> None:
+    def add(name: str, setting: str, built: tuple[float, float, float], search: Search) -> None:
         row = {"codes": count, "backend": name, "setting": setting}
         seconds, disk, memory = built
         row |= {"build (s)": round(seconds, 1), "disk (MB)": round(disk), "memory (MB)": round(memory)}
         backends.append((row, search))
 
-    def structure(name: str, **options: int):
+    def structure(name: str, **options: int) -> tuple[Any, tuple[float, float, float]]:
         release_memory()
         before, start = status("VmRSS"), time.process_time()
         result = build_structure(name, index.codes, **options)
@@ -92,8 +96,6 @@ def measure(count: int, num_queries: int) -> list[dict[str, object]]:
         release_memory()
         memory = status("VmRSS") - before
         with tempfile.TemporaryDirectory() as folder:
-            import faiss
-
             path = Path(folder) / "structure"
             faiss.write_index_binary(result, str(path))
             disk = path.stat().st_size / 1e6
@@ -110,7 +112,7 @@ def measure(count: int, num_queries: int) -> list[dict[str, object]]:
     for nprobe in PROBES:
         if nprobe < ivf.nlist:
 
-            def search_ivf(codes, k, nprobe=nprobe):
+            def search_ivf(codes: np.ndarray, k: int, nprobe: int = nprobe) -> list[tuple[Rows, Rows]]:
                 return FaissBackend(index, "ivf", ivf, nprobe=nprobe).search(codes, k)
 
             add("ivf", f"nlist {ivf.nlist}, nprobe {nprobe}", built, search_ivf)
@@ -130,7 +132,7 @@ def measure(count: int, num_queries: int) -> list[dict[str, object]]:
             found = search(queries, K)
             batch[place].append(1000 * (time.process_time() - start) / num_queries)
             row["recall@10"] = round(recall(found, exact), 4)
-            if row["backend"] == "flat":  # the very same rows, not only as good
+            if row["backend"] == "flat":  # the same rows, not only equally good ones
                 for own_result, result in zip(exact, found, strict=True):
                     assert np.array_equal(own_result, result)
     for place, (row, search) in enumerate(backends):
@@ -144,17 +146,25 @@ def measure(count: int, num_queries: int) -> list[dict[str, object]]:
     return [row for row, _ in backends]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Search in many synthetic codes.")
-    parser.add_argument("--codes", default="100000,1000000,10000000", help="how many, comma-separated")
-    parser.add_argument("--queries", type=int, default=100)
-    parser.add_argument("-o", "--output", type=Path, default=RESULTS, help="CSV [results/search.csv]")
-    arguments = parser.parse_args()
-    import faiss
+def counts(text: str) -> list[int]:
+    """The value of --codes: whole numbers, separated by commas."""
+    whole = bounded(int, 1)
+    return [int(whole(count)) for count in text.split(",")]
 
+
+def work() -> None:
+    """Read the command line, measure, and write and print the table."""
+    parser = Parser(prog="python -m benchmarks.search", description="Search in many synthetic codes.")
+    parser.add_argument(
+        "--codes", type=counts, default="100000,1000000,10000000", metavar="N,N,…", help="numbers of codes"
+    )
+    parser.add_argument("--queries", type=bounded(int, 1), default=100, metavar="N", help="number of queries [100]")
+    parser.add_argument("-o", "--output", type=Path, default=RESULTS, metavar="FILE", help="CSV [results/search.csv]")
+    arguments = parser.parse_args()
+    require_place(arguments.output, "-o")
     faiss.omp_set_num_threads(1)
     rows = []
-    for count in map(int, arguments.codes.split(",")):
+    for count in arguments.codes:
         rows += measure(count, arguments.queries)
         gc.collect()
     with arguments.output.open("w", newline="") as file:
@@ -163,13 +173,10 @@ def main() -> None:
         writer.writerows(rows)
     print("| " + " | ".join(rows[0]) + " |\n|" + " --- |" * len(rows[0]))
     for row in rows:
-        print(
-            "| "
-            + " | ".join(f"{value:,}" if isinstance(value, int | float) else str(value) for value in row.values())
-            + " |"
-        )
+        cells = [f"{value:,}" if isinstance(value, int | float) else str(value) for value in row.values()]
+        print(f"| {' | '.join(cells)} |")
     print(f"\nfaiss {faiss.__version__}; peak memory {status('VmHWM'):,.0f} MB")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command("python -m benchmarks.search", work))

@@ -1,1 +1,1 @@
-"""Codes for any images, a search index and its page."""
+"""Codes of any images, search indexes and the search page: `python -m search`."""

@@ -1,105 +1,86 @@
-"""`python -m search encode | export | build | query | serve` (docs/search.md)."""
+"""`python -m search encode | export | build | query | serve` (docs/encode.md, docs/search.md, docs/search_page.md)."""
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from plots.gallery import gallery_figure
 from plots.style import FORMATS
-from search import encode_command
 from search.backends import BACKENDS
 from search.build import build
+from search.encode import print_skipped
+from search.encode_command import add_encoding_flags, add_model_flags, encode
 from search.index import DEFAULT_K, Index
+from search.model import export_model, load_model
 from search.page import serve
 from search.query import as_json, gallery_of_files, model_of, printable, query, table
-from utils.command import add_encoding_flags, require_least, run_command
+from utils.command import Parser, bounded, run_command
 from utils.devices import choose_device
 from utils.errors import UserError
 from utils.files import require_place
+from utils.interrupt import Interrupted
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m search", description="Find the images of a collection that are like a given one."
+def _export(arguments: Sequence[str]) -> None:
+    parser = Parser(
+        prog="python -m search export", description="Write the model of a run in half precision, in one small file."
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="build | query | serve")
-    encoding = argparse.ArgumentParser(add_help=False)
-    add_encoding_flags(encoding)
-    encoding.add_argument(
-        "--backend", choices=("auto", *BACKENDS), default="auto", help="how to search; auto: by the number of codes"
-    )
-    building = commands.add_parser("build", parents=[encoding], help="hash a collection into an index")
-    building.add_argument(
-        "run", metavar="RUN_FOLDER", help="a run's folder, or a model written by `python -m search export`"
-    )
-    building.add_argument("images", nargs="+", metavar="IMAGES", help="image files, folders, or lists (.txt)")
-    building.add_argument("-o", "--output", type=Path, required=True, metavar="INDEX", help="the folder to write")
-    building.add_argument("--code-length", type=int, metavar="K", help="bits, where the run has models of several")
-    querying = commands.add_parser("query", parents=[encoding], help="search an index for images")
-    querying.add_argument("index", type=Path, metavar="INDEX", help="a folder that build wrote")
-    querying.add_argument("images", nargs="+", metavar="IMAGE", help="image files, folders, or lists (.txt)")
-    querying.add_argument("-k", type=int, metavar="K", help=f"neighbours [{DEFAULT_K}; with --radius all within it]")
-    querying.add_argument("--radius", type=int, metavar="R", help="only neighbours at most R bits away")
-    querying.add_argument("--figure", type=Path, metavar="FILE", help="draw queries and neighbours (png or pdf)")
-    querying.add_argument("--json", action="store_true", help="print one JSON document instead of tables")
-    querying.add_argument("--run", metavar="RUN_FOLDER", help="the model, where the index holds none")
-    querying.add_argument(
-        "--images-folder", type=Path, metavar="DIR", help="where the collection lies now, for --figure"
-    )
-    querying.add_argument("--nprobe", type=int, metavar="N", help="lists that a query looks at (ivf)")
-    querying.add_argument("--nflip", type=int, metavar="N", help="bits flipped in each key (multihash)")
-    serving = commands.add_parser("serve", help="search an index in a browser, on this machine (docs/search_page.md)")
-    serving.add_argument("index", type=Path, metavar="INDEX", help="a folder that build wrote")
-    serving.add_argument("--host", default="127.0.0.1", help="the address to listen at [127.0.0.1: this machine only]")
-    serving.add_argument("--port", type=int, default=8765, metavar="N", help="0: any free one [8765]")
-    serving.add_argument(
-        "--images-folder", "--images", type=Path, metavar="DIR", help="where the collection lies now, if it was moved"
-    )
-    serving.add_argument("--run", metavar="RUN_FOLDER", help="the model, where the index holds none")
-    return parser
-
-
-def main(arguments: Sequence[str]) -> int:
-    """Run with the given command line; returns the exit status: 0, 2 for what the user can mend, 130 or 143."""
-    if arguments and arguments[0] == "encode":
-        return encode_command.main(arguments[1:])
-    parser = _parser()
+    add_model_flags(parser)
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="the file to write")
     options = parser.parse_args(arguments)
-    commands = {"build": _build, "query": _query, "serve": _serve}
-    return run_command("python -m search", lambda: commands[options.command](options))
+    require_place(options.output, "-o")
+    export_model(load_model(options.run, options.code_length), options.output)
+    print(f"Written to {options.output} ({options.output.stat().st_size / 1e6:.1f} MB)")
 
 
-def _build(options: argparse.Namespace) -> None:
-    require_least(options, batch_size=1, num_workers=0, code_length=1)
+def _build(arguments: Sequence[str]) -> None:
+    parser = Parser(prog="python -m search build", description="Encode images into a search index.")
+    add_model_flags(parser)
+    parser.add_argument("images", nargs="+", metavar="IMAGES", help="image files, folders, or lists (.txt)")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="INDEX", help="the folder to write")
+    add_encoding_flags(parser)
+    _add_backend_flag(parser)
+    options = parser.parse_args(arguments)
     index, skipped = build(
         options.run,
         options.images,
         options.output,
         code_length=options.code_length,
-        batch_size=options.batch_size,
-        device=choose_device(options.device),
-        num_workers=options.num_workers,
         backend=options.backend,
+        **_encoding(options),
     )
     left_out = f", {skipped:,} skipped" if skipped else ""
     print(f"{len(index):,} images in {index.code_length} bits{left_out}: index written to {options.output}")
 
 
-def _query(options: argparse.Namespace) -> None:
-    require_least(options, batch_size=1, num_workers=0, k=1, radius=0, nprobe=1, nflip=0)
+def _query(arguments: Sequence[str]) -> None:
+    parser = Parser(prog="python -m search query", description="Find the images of an index that are like given ones.")
+    _add_index_flags(parser)
+    parser.add_argument("images", nargs="+", metavar="IMAGES", help="image files, folders, or lists (.txt)")
+    parser.add_argument(
+        "-k", type=bounded(int, 1), metavar="K", help=f"neighbours [{DEFAULT_K}; with --radius all within it]"
+    )
+    parser.add_argument("--radius", type=bounded(int, 0), metavar="R", help="only neighbours at most R bits away")
+    parser.add_argument("--figure", type=Path, metavar="FILE", help="draw queries and neighbours (png or pdf)")
+    parser.add_argument("--json", action="store_true", help="print one JSON document instead of tables")
+    parser.add_argument("--nprobe", type=bounded(int, 1), metavar="N", help="lists that a query reads (ivf)")
+    parser.add_argument("--nflip", type=bounded(int, 0), metavar="N", help="bits flipped in each key (multihash)")
+    add_encoding_flags(parser)
+    _add_backend_flag(parser)
+    options = parser.parse_args(arguments)
+
     if options.figure is not None:
         if options.figure.suffix[1:] not in FORMATS:
-            raise UserError(f"--figure {options.figure}: pictures are written as {' or '.join(FORMATS)}; name it so.")
+            raise UserError(f"--figure {options.figure}: the name must end in {' or '.join(FORMATS)}.")
         require_place(options.figure, "--figure")
-    device = choose_device(options.device)
-    index = Index.load(options.index)
-    if options.images_folder is not None:
-        index.images = options.images_folder
+    encoding = _encoding(options)
+    index = _load_index(options)
     found, unreadable, backend = query(
         index,
         options.images,
@@ -109,29 +90,100 @@ def _query(options: argparse.Namespace) -> None:
         backend=options.backend,
         nprobe=options.nprobe,
         nflip=options.nflip,
-        batch_size=options.batch_size,
-        device=device,
-        num_workers=options.num_workers,
+        **encoding,
     )
     for path, reason in unreadable:
-        print(f"{printable(path)}: skipped ({reason})", file=sys.stderr)
+        print_skipped(printable(path), reason)
     if options.json:
         print(json.dumps(as_json(index, found, unreadable, backend, options.radius), indent=1))
     else:
         print(table(index, found))
         if not backend.is_exact(options.radius):
-            print(f"\nSearched by {backend.name}, which may miss neighbours; --backend flat misses none.")
+            print(f"\nSearched with {backend.name}, which may miss neighbours; --backend numpy misses none.")
     if options.figure is not None:
         gallery_figure(options.figure, gallery_of_files(index, found))
-        print(f"Picture written to {options.figure}", file=sys.stderr)
+        print(f"Figure written to {options.figure}", file=sys.stderr)
 
 
-def _serve(options: argparse.Namespace) -> None:
+def _serve(arguments: Sequence[str]) -> None:
+    parser = Parser(prog="python -m search serve", description="Search an index in a browser on this machine.")
+    _add_index_flags(parser)
+    parser.add_argument("--host", default="127.0.0.1", help="the address to listen on [127.0.0.1: this machine only]")
+    parser.add_argument(
+        "--port", type=bounded(int, 0, 65535), default=8765, metavar="N", help="0: any free port [8765]"
+    )
+    options = parser.parse_args(arguments)
+    index = _load_index(options)
+    try:
+        serve(index, model_of(index, options.run), options.host, options.port)
+    except Interrupted as stopped:
+        if stopped.status != 128 + signal.SIGINT:  # Ctrl-C is the normal way to stop the server
+            raise
+
+
+def _add_index_flags(parser: argparse.ArgumentParser) -> None:
+    """`INDEX`, `--run` and `--images-folder`: which index, and what belongs to it."""
+    parser.add_argument("index", type=Path, metavar="INDEX", help="a folder that `python -m search build` wrote")
+    parser.add_argument(
+        "--run", metavar="RUN", help="the folder of a run, or an export, if the index has no model of its own"
+    )
+    parser.add_argument(
+        "--images-folder", "--images", type=Path, metavar="DIR", help="where the images are now, if they were moved"
+    )
+
+
+def _add_backend_flag(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--backend", choices=("auto", *BACKENDS), default="auto", help="how to search; auto: by the number of codes"
+    )
+
+
+def _encoding(options: argparse.Namespace) -> dict[str, Any]:
+    """The options of `search.encode.encode_files` from the flags."""
+    return {
+        "batch_size": options.batch_size,
+        "device": choose_device(options.device),
+        "num_workers": options.num_workers,
+    }
+
+
+def _load_index(options: argparse.Namespace) -> Index:
     index = Index.load(options.index)
     if options.images_folder is not None:
         if not options.images_folder.is_dir():
             raise UserError(f"--images-folder {options.images_folder}: there is no such folder.")
         index.images = options.images_folder
-    trained = model_of(index, options.run)
-    with contextlib.suppress(KeyboardInterrupt):  # the way to end it
-        serve(index, trained, options.host, options.port)
+    return index
+
+
+COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {  # with what it does, for --help
+    "encode": (encode, "write the codes of images to a file (docs/encode.md)"),
+    "export": (_export, "write the model of a run to one small file (docs/encode.md)"),
+    "build": (_build, "encode images into a search index (docs/search.md)"),
+    "query": (_query, "find the images of an index that are like given ones (docs/search.md)"),
+    "serve": (_serve, "search an index in a browser (docs/search_page.md)"),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run with the given command line; returns the exit status (`utils.command.run_command`)."""
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    command = words[0] if words else ""
+
+    def work() -> None:
+        if command in ("-h", "--help"):
+            print("usage: python -m search COMMAND ...\n")
+            for name, (_, text) in COMMANDS.items():
+                print(f"  {name:8}{text}")
+            print("\npython -m search COMMAND --help lists the flags of a command.")
+        elif command not in COMMANDS:
+            problem = f"'{command}' is not a command" if words else "no command given"
+            raise UserError(f"{problem}; the commands are {', '.join(COMMANDS)}.")
+        else:
+            COMMANDS[command][0](words[1:])
+
+    return run_command(f"python -m search {command}" if command in COMMANDS else "python -m search", work)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

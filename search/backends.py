@@ -1,61 +1,42 @@
-"""Ways to search an index: the project's own, and those of faiss where it is installed (docs/search.md).
+"""Ways to search an index: our exact search, and those of faiss if it is installed (docs/search.md).
 
-- ``numpy``: every code is compared (`Index.search`). Exact.
-- ``flat``: the same by faiss's IndexBinaryFlat. Exact, with the same result.
-- ``ivf``: codes are kept by their nearest of some thousand centres; a query looks at the lists of the `nprobe` nearest
-  centres (IndexBinaryIVF). Approximate.
-- ``multihash``: a code is cut into pieces of 16 bits or more, each the key of a table; a query looks up its pieces, and
+- ``numpy``: compares every code (`Index.search`). Exact.
+- ``flat``: the same with IndexBinaryFlat of faiss. Exact, with the same result.
+- ``ivf``: stores each code in the list of its nearest centre; a query compares the codes in the lists of the `nprobe`
+  nearest centres (IndexBinaryIVF). Approximate.
+- ``multihash``: cuts a code into pieces of 16 bits or more, each the key of a table; a query looks up its pieces, and
   those with up to `nflip` bits flipped (IndexBinaryMultiHash). Approximate for the k nearest; exact within a radius.
 
-All give the same order, by (distance, row). faiss breaks ties in its own way, so all that tie at the cut are fetched.
+All sort by (distance, row). faiss breaks ties in another way, so all codes that tie at the cut are fetched.
+The classes of faiss: https://github.com/facebookresearch/faiss/wiki/Binary-indexes
 """
 
 from __future__ import annotations
 
 import importlib.util
 import math
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from search.exact import Rows
 from search.index import Index
-from search.index_files import FAISS, check_file, described_file
+from search.index_files import FAISS, REBUILD, check_file, read_description
 from utils.errors import UserError
 
 BACKENDS = ("numpy", "flat", "ivf", "multihash")
 EXACT = ("numpy", "flat")
 
-MOST_FOR_EXACT = 50_000_000  # codes; beyond, comparing all takes a thread a twentieth of a second and more
+MOST_FOR_EXACT = 50_000_000  # codes; to compare more takes one thread more than 0.05 s per query
 _LEAST_KEY_BITS = 16
-_MORE = 32  # fetched beyond k, so that most ties at the cut are seen whole at once
-_TRAINING_CODES = 40  # a centre; faiss warns below 39
+_MORE = 32  # fetched beyond k, so that most ties at the cut are complete at once
+_TRAINING_CODES = 40  # for each centre; faiss warns below 39
 _SEED = 1
 
 
-class Backend(Protocol):
-    """Something that searches as `Index.search` does.
-
-    Attributes:
-        name: one of `BACKENDS`.
-    """
-
-    name: str
-
-    def is_exact(self, radius: int | None) -> bool:
-        """Whether a search within `radius`, or without one, misses nothing."""
-        ...
-
-    def search(
-        self, query_codes: npt.ArrayLike, k: int | None = None, radius: int | None = None
-    ) -> list[tuple[Rows, Rows]]:
-        """As `Index.search`; approximate ones may miss codes, the distances they give are right."""
-        ...
-
-
 class NumpyBackend:
-    """`Index.search` itself."""
+    """`Index.search` of an index."""
 
     name = "numpy"
 
@@ -63,7 +44,7 @@ class NumpyBackend:
         self.search = index.search
 
     def is_exact(self, radius: int | None) -> bool:
-        """As `Backend.is_exact`."""
+        """Whether a search within `radius`, or without a radius, misses nothing."""
         return True
 
 
@@ -71,10 +52,10 @@ class FaissBackend:
     """A faiss binary index over the codes of an index.
 
     Args:
-        index: whose codes were added, in their order.
+        index: its codes were added to `structure`, in their order.
         name: one of ``flat``, ``ivf``, ``multihash``.
         structure: the faiss index (`build_structure`).
-        nprobe: lists that a query looks at (ivf); None: what `structure` says.
+        nprobe: lists that a query reads (ivf); None: `default_nprobe`.
         nflip: bits flipped in each key (multihash); None: 1, and within a radius as many as make the result exact.
     """
 
@@ -86,7 +67,7 @@ class FaissBackend:
             structure.nprobe = min(nprobe or default_nprobe(structure.nlist), structure.nlist)
 
     def is_exact(self, radius: int | None) -> bool:
-        """As `Backend.is_exact`."""
+        """Whether a search within `radius`, or without a radius, misses nothing."""
         if self.name == "multihash":
             return radius is not None and self._flips(radius) >= min(radius // self.structure.nhash, self.structure.b)
         return self.name == "flat" or self.structure.nprobe == self.structure.nlist
@@ -94,7 +75,7 @@ class FaissBackend:
     def search(
         self, query_codes: npt.ArrayLike, k: int | None = None, radius: int | None = None
     ) -> list[tuple[Rows, Rows]]:
-        """As `Backend.search`."""
+        """As `Index.search`; an approximate search may miss codes, but its distances are correct."""
         queries, most, limit = self.index.checked(query_codes, k, radius)
         queries = np.ascontiguousarray(queries)
         if self.name == "multihash":
@@ -104,9 +85,9 @@ class FaissBackend:
         fetched = min(most + _MORE, len(self.index))
         distances, rows = self.structure.search(queries, fetched)
         results: list[tuple[Rows, Rows]] = []
-        cut: dict[int, list[int]] = {}  # queries whose ties at the cut were not all fetched, by the cut's distance
+        cut: dict[int, list[int]] = {}  # queries with more ties than were fetched, by the distance of the cut
         for query, (distance, row) in enumerate(zip(distances, rows, strict=True)):
-            found = row >= 0  # -1 stands for nothing more
+            found = row >= 0  # -1: no further result
             results.append(first(row[found], distance[found], most))
             if found.all() and fetched < len(self.index) and distance[-1] == distance[most - 1]:
                 cut.setdefault(int(distance[most - 1]), []).append(query)
@@ -116,77 +97,83 @@ class FaissBackend:
         return results
 
     def _within(self, queries: npt.NDArray[np.uint8], radius: int) -> list[tuple[Rows, Rows]]:
-        """All codes found at distance ≤ radius, in no order."""
+        """All codes found at distance ≤ radius, in no particular order."""
         results = []
-        for query in queries:  # one at a time: with a wide radius a query alone may have millions
-            # faiss takes what is strictly nearer.
+        for query in queries:  # one at a time: within a large radius a single query may have millions
+            # The limit of faiss is exclusive.
             _, distances, rows = self.structure.range_search(query[None], radius + 1)
             results.append((rows.astype(np.int64), distances.astype(np.int64)))
         return results
 
     def _flips(self, radius: int | None) -> int:
-        """Bits to flip in each key: of r differing bits, one of the nhash pieces has at most ⌊r / nhash⌋."""
+        """Bits to flip in each key: of r different bits, one of the nhash pieces has at most ⌊r / nhash⌋."""
         if self.nflip is not None:
             return self.nflip
         flips = 1 if radius is None else radius // self.structure.nhash
         return min(flips, self.structure.b)
 
 
+Backend = NumpyBackend | FaissBackend
+
+
 def first(rows: npt.NDArray[Any], distances: npt.NDArray[Any], k: int) -> tuple[Rows, Rows]:
-    """The first k by (distance, row), int64."""
+    """The first k by (distance, row): rows and distances, int64."""
     order = np.lexsort((rows, distances))[:k]
     return rows[order].astype(np.int64), distances[order].astype(np.int64)
 
 
 def default_backend(count: int) -> str:
-    """``numpy`` up to `MOST_FOR_EXACT` codes, and always without faiss; beyond, ``ivf``.
+    """``ivf`` for more than `MOST_FOR_EXACT` codes if faiss is installed; otherwise ``numpy``.
 
-    Never ``flat``: one thread compares as fast here as there (docs/search.md).
+    Never ``flat``: with one thread it is not faster than ``numpy`` (docs/search.md).
     """
-    return "ivf" if count > MOST_FOR_EXACT and faiss_is_there() else "numpy"
+    return "ivf" if count > MOST_FOR_EXACT and has_faiss() else "numpy"
 
 
-def faiss_is_there() -> bool:
-    """Whether faiss can be imported."""
+def has_faiss() -> bool:
+    """Whether faiss is installed."""
     return importlib.util.find_spec("faiss") is not None
 
 
-def open_backend(
-    index: Index, name: str = "auto", *, nprobe: int | None = None, nflip: int | None = None
-) -> NumpyBackend | FaissBackend:
-    """The backend `name`; "auto": the kind that is stored with the index, else `default_backend`.
+def open_backend(index: Index, name: str = "auto", *, nprobe: int | None = None, nflip: int | None = None) -> Backend:
+    """The backend `name`; "auto": the one stored in the index, otherwise `default_backend`.
 
-    A structure of faiss that the index's folder holds is read, any other is made from the codes.
+    A structure of faiss that is stored in the index is read; any other is built from the codes.
+
+    Args:
+        index: what to search.
+        name: "auto" or one of `BACKENDS`.
+        nprobe, nflip: as for `FaissBackend`.
 
     Raises:
         UserError: an unknown name, faiss is not installed, or the stored structure is damaged.
     """
     if name not in ("auto", *BACKENDS):
         raise UserError(f"--backend {name}: must be one of auto, {', '.join(BACKENDS)}.")
-    stored = None if index.folder is None else described_file(index.folder, FAISS)
+    stored = None if index.folder is None else read_description(index.folder)["files"].get(FAISS)
     if name == "auto":
-        name = stored["kind"] if stored is not None and faiss_is_there() else default_backend(len(index))
+        name = stored["kind"] if stored is not None and has_faiss() else default_backend(len(index))
     if name == "numpy":
         return NumpyBackend(index)
     require_faiss(name)
     if stored is not None and stored["kind"] == name:
         assert index.folder is not None
         check_file(index.folder, FAISS, stored)
-        import faiss
+        import faiss  # optional: requirements-search.txt
 
         structure = faiss.read_index_binary(str(index.folder / FAISS))
         if structure.ntotal != len(index) or structure.d != 8 * index.codes.shape[1]:
-            raise UserError(f"{index.folder / FAISS}: is of other codes; build the index again.")
+            raise UserError(f"{index.folder / FAISS}: belongs to other codes; {REBUILD}.")
     else:
         structure = build_structure(name, index.codes)
     return FaissBackend(index, name, structure, nprobe=nprobe, nflip=nflip)
 
 
 def require_faiss(name: str) -> None:
-    """UserError where faiss is not installed."""
-    if not faiss_is_there():
+    """UserError if faiss is not installed."""
+    if not has_faiss():
         raise UserError(
-            f"--backend {name}: needs faiss (pip install -r requirements-search.txt); --backend numpy does without."
+            f"--backend {name}: needs faiss (pip install -r requirements-search.txt); or use --backend numpy."
         )
 
 
@@ -202,10 +189,10 @@ def build_structure(
 
     Args:
         name: ``flat``, ``ivf`` or ``multihash``.
-        nlist: centres (ivf); None: `default_nlist`. They are learnt from some 40 codes each, drawn with a fixed seed.
+        nlist: centres (ivf); None: `default_nlist`. They are learned from 40 codes each, drawn with a fixed seed.
         nhash, bits: tables and bits of a key (multihash); None: `default_tables`.
     """
-    import faiss
+    import faiss  # optional: requirements-search.txt
 
     codes = np.ascontiguousarray(codes)
     width = 8 * codes.shape[1]
@@ -216,10 +203,10 @@ def build_structure(
         nlist = min(nlist or default_nlist(len(codes)), len(codes))
         quantizer: Any = faiss.IndexBinaryFlat(width)
         structure = faiss.IndexBinaryIVF(quantizer, width, nlist)
-        quantizer.this.disown()  # the index frees it
+        quantizer.this.disown()  # the index owns it and frees it
         structure.own_fields = True
         structure.cp.seed = _SEED
-        structure.cp.min_points_per_centroid = 1  # few codes: no warning on stderr
+        structure.cp.min_points_per_centroid = 1  # no warning on stderr for few codes
         number = min(len(codes), _TRAINING_CODES * nlist)
         chosen = np.sort(np.random.default_rng(_SEED).choice(len(codes), number, replace=False))
         structure.train(codes[chosen])
@@ -231,19 +218,19 @@ def build_structure(
 
 
 def default_nlist(count: int) -> int:
-    """Centres for n ≥ 1 codes: the largest power of two up to √n. Centres and a list's codes are about as many."""
+    """Centres for n ≥ 1 codes: the largest power of two up to √n, so that a list has about as many codes."""
     return 1 << (math.isqrt(count).bit_length() - 1)
 
 
 def default_nprobe(nlist: int) -> int:
-    """Lists that a query looks at: one in 32, at least 8."""
+    """Lists that a query reads: one in 32, at least 8."""
     return max(8, nlist // 32)
 
 
 def default_tables(count: int, width: int) -> tuple[int, int]:
-    """(tables, bits of a key) for n ≥ 1 codes of `width` bits; the keys cover the code once, but for a rest.
+    """(tables, bits of a key) for n ≥ 1 codes of `width` bits; the keys do not overlap and cover almost all bits.
 
-    A key has 16 bits, or as many as leave eight codes a key on average; faiss takes at most 64.
+    A key has 16 bits or more, so that a key has eight codes on average; faiss allows at most 64 bits.
     """
     tables = max(1, width // max(_LEAST_KEY_BITS, count.bit_length() - 4))
     return tables, min(width // tables, 64)

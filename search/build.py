@@ -1,4 +1,4 @@
-"""Hash a folder of images into a search index."""
+"""Encode images into a search index."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from search.backends import EXACT, build_structure, default_backend, require_faiss
-from search.encode_command import encode_to_file, find_images
+from search.encode import find_images
+from search.encode_job import Job, encode_to_file
 from search.index import Index
 from search.index_files import require_index_place
 from search.model import load_model
@@ -22,26 +23,28 @@ def build(
     folder: Path,
     *,
     code_length: int | None = None,
-    batch_size: int = 64,
-    device: Any = "cpu",
-    num_workers: int = 0,
     backend: str = "auto",
+    **options: Any,
 ) -> tuple[Index, int]:
-    """Hash images and write an index. Returns (index, images left out); those are named on stderr.
+    """Encode images and write an index.
 
-    The codes are made in parts beside `folder`, so that the same command goes on after a kill
-    (`search.encode_command.encode_to_file`).
+    The codes are made in parts beside `folder`, so that the same call continues after a kill
+    (`search.encode_job.encode_to_file`).
 
     Args:
-        run: a run's folder or an export; its weights are kept in the index as they are.
-        images: files, folders, lists, as for `search.encode_command.find_images`.
-        folder: the index; one that is there is replaced.
-        code_length: K, where the run has models of several.
-        batch_size, device, num_workers: as for `search.encode.encode_files`.
-        backend: ``ivf`` and ``multihash`` are stored with the index; ``auto`` chooses by the number of codes.
+        run: the folder of a run or an export; its weights are stored in the index without a change.
+        images: files, folders and lists, as for `search.encode.find_images`.
+        folder: the index; an old index there is replaced.
+        code_length: K, where the run has models of several lengths.
+        backend: the structure of ``ivf`` or ``multihash`` is stored in the index; ``auto`` chooses by the number of
+            codes.
+        options: as for `search.encode.encode_files`.
+
+    Returns:
+        The index, and the number of images left out.
 
     Raises:
-        UserError: no image, no such model, none readable, `folder` is something else, or cannot be written.
+        UserError: no image, no model, no readable image, or `folder` is not an index or cannot be written.
     """
     require_index_place(folder)
     if backend not in ("auto", "numpy"):
@@ -49,10 +52,7 @@ def build(
     sources, base = find_sources(images)
     trained = load_model(run, code_length)
     codes_file = folder.with_name(f".{folder.name}.codes.npz")
-    paths = [path for path, _, _ in sources]
-    _, skipped = encode_to_file(
-        trained, paths, codes_file, batch_size=batch_size, device=device, num_workers=num_workers
-    )
+    _, skipped = encode_to_file(Job(trained, [path for path, _, _ in sources], codes_file), **options)
     try:
         with np.load(codes_file, allow_pickle=False) as content:
             codes, seen = content["codes"], content["names"].tolist()
@@ -76,10 +76,17 @@ def build(
 
 
 def find_sources(inputs: Iterable[str]) -> tuple[list[tuple[str, str, str]], Path]:
-    """The images that `inputs` stand for: (path that opens from here, name in the index, label), and the names' base.
+    """The images that `inputs` stand for, as (path that can be opened from here, name in the index, label).
 
-    Of a single folder the names are relative to it; else they are the paths as given, relative to the current folder.
-    The label is the first folder below an input folder, "" for images that lie directly in it, for files and lists.
+    With a single folder, names are relative to it; otherwise they are the paths as given, relative to the current
+    folder. The label is the first folder below an input folder; it is "" for images directly in the input folder, for
+    files and for lists.
+
+    Returns:
+        The images, and the folder that the names are relative to.
+
+    Raises:
+        UserError: as `search.encode.find_images`.
     """
     inputs = list(inputs)
     alone = len(inputs) == 1 and os.path.isdir(inputs[0])
@@ -96,7 +103,7 @@ def find_sources(inputs: Iterable[str]) -> tuple[list[tuple[str, str, str]], Pat
 
 
 def _of_names(sources: Iterable[tuple[str, str, str]], names: Iterable[str]) -> Iterator[tuple[str, str, str]]:
-    """The sources whose paths are `names`, a subsequence of theirs."""
+    """The sources with the paths `names`, which are a subsequence of theirs."""
     rest = iter(sources)
     for name in names:
         yield next(source for source in rest if source[0] == name)

@@ -1,28 +1,74 @@
-"""Codes of image files, batch by batch: what `python -m search encode` and anything that stores codes is made of."""
+"""From image files to packed codes, batch by batch: what every command of `python -m search` encodes with."""
 
 from __future__ import annotations
 
 import os
+import re
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from operator import length_hint
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
+from tqdm import tqdm
 
-from data.decode import BadImage, decode
+from data.decode import EXTENSIONS, BadImage, decode
+from data.folder import images_below
+from data.list_files import read_names
 from data.parallel import in_parallel
 from data.transform import eval_windows, make_image
 from search.model import TrainedModel
 from utils.errors import UserError
-from utils.log import log
 
-CPU_ROWS = 64  # images that the network sees at once on a CPU, always: its roundings depend on their number
+CPU_ROWS = 64  # images in every input of the network on a CPU: its rounding depends on their number
+_LABELS = re.compile(r"(\s+\d+)+$")
 
 
-def log_bad_image(name: str, reason: str) -> None:
-    """Say in the log that an image is left out."""
-    log.warning("%s cannot be used (%s); it is left out", name, reason)
+# ---- Which images ----
+
+
+def find_images(inputs: Iterable[str]) -> list[str]:
+    """The names of all images that `inputs` stand for, each such that it can be opened from the current folder.
+
+    Args:
+        inputs: image files, taken as they are; folders, with every image below them, sorted; lists (`.txt`), with one
+            path per line, relative to the folder of the list.
+
+    Raises:
+        UserError: an input does not exist, a list is malformed (`data.list_files.read_names`), or there is no image.
+    """
+    inputs = list(inputs)
+    found: list[str] = []
+    for given in inputs:
+        if os.path.isdir(given):
+            found += [os.path.join(given, name) for name in images_below(Path(given), "")]
+        elif not os.path.exists(given):
+            raise UserError(f"{given}: there is no such file or folder.")
+        elif given.lower().endswith(".txt"):
+            folder = os.path.dirname(given)
+            found += [os.path.join(folder, without_labels(name)) for name in read_names(Path(given))]
+        else:
+            found.append(given)
+    if not found:
+        raise UserError(f"{', '.join(inputs)}: no image found; name image files, folders of images, or lists.")
+    return found
+
+
+def without_labels(line: str) -> str:
+    """A line of a list without the whole numbers after the name: ``a b.jpg 0 1 0`` → ``a b.jpg``."""
+    name = _LABELS.sub("", line)
+    is_image = os.path.splitext(name)[1].lower() in EXTENSIONS
+    return name if is_image else line
+
+
+def print_skipped(name: str, reason: str) -> None:
+    """Say on stderr, above the progress bar, that an image is left out."""
+    tqdm.write(f"{name}: skipped ({reason})", file=sys.stderr)
+
+
+# ---- Codes ----
 
 
 def encode_files(
@@ -32,33 +78,33 @@ def encode_files(
     batch_size: int = 64,
     device: torch.device | str = "cpu",
     num_workers: int = 0,
-    on_bad_image: Callable[[str, str], None] = log_bad_image,
+    on_bad_image: Callable[[str, str], None] = print_skipped,
     bar: str = "Encoding images",
 ) -> Iterator[tuple[list[str], np.ndarray]]:
-    """Hash image files in order, batch by batch; memory does not grow with their number.
+    """Encode image files in order, batch by batch; memory does not grow with their number.
 
-    Each file takes the way of a collection's images in evaluation (docs/datasets.md): decoded, upright, RGB, shorter
+    Each file is treated like an image of a dataset in evaluation (docs/datasets.md): decoded, upright, RGB, shorter
     side at most R, Resize(R), CenterCrop(S), normalised, with R = `trained.shorter_side`.
 
-    On a CPU the network always sees `CPU_ROWS` places of `paths` at once, the last ones and those of images that cannot
-    be read filled up with zeros, whatever `batch_size` is: the codes are the same to the last bit. On a GPU it sees
-    `batch_size`.
+    On a CPU the input of the network always has the images of `CPU_ROWS` entries of `paths`, with zeros for images that
+    cannot be read and after the last one, whatever `batch_size` is. So the codes are the same to the last bit. On a GPU
+    the input has `batch_size` images.
 
     Args:
-        trained: of `search.model.load_model`; its network is moved to `device`.
+        trained: from `search.model.load_model`; its network is moved to `device`.
         paths: n file names.
         batch_size: images in a yielded batch; only the last one has fewer.
         device: where to compute.
-        num_workers: threads that read images ahead; 0: one a processor.
-        on_bad_image: called with the name and the reason of a file that cannot be read as an image; it is left out.
-        bar: the name of the progress bar, which shows on a terminal only.
+        num_workers: threads that read images ahead; 0: one per processor.
+        on_bad_image: called with the name and the reason for each file that cannot be read as an image.
+        bar: the name of the progress bar, which is shown on a terminal only.
 
     Yields:
-        (names of N images, codes uint8 [N, ceil(K/8)]). Bit k of a code is bit 7 - k % 8 of byte k // 8, as
-        `np.packbits` has it: 1 for U_image >= 0, which is +1, and 0 for -1; the bits behind K are 0.
+        (names of N images, codes uint8 [N, ceil(K/8)]). Bit k of a code is bit 7 - k % 8 of byte k // 8, the order of
+        `np.packbits`: 1 where U_image >= 0 (code +1), 0 where it is negative (code -1). The unused bits after K are 0.
 
     Raises:
-        UserError: the network gave something that is no number, or the GPU's memory is too small.
+        UserError: an output of the network is not a number, or the memory of the GPU is too small.
     """
     if batch_size < 1:
         raise UserError(f"--batch-size must be 1 or more, not {batch_size}.")
@@ -80,7 +126,7 @@ def encode_files(
         count=length_hint(paths, 0),
         bar=bar,
     )
-    for seen, packed in _hash_in_blocks(trained, prepared, rows, device, on_bad_image):
+    for seen, packed in _encode_in_blocks(trained, prepared, rows, device, on_bad_image):
         names += seen
         codes += packed.tobytes()
         while len(names) >= batch_size:
@@ -89,17 +135,17 @@ def encode_files(
         yield batch()
 
 
-def _hash_in_blocks(
+def _encode_in_blocks(
     trained: TrainedModel,
     prepared: Iterable[tuple[str, np.ndarray | BadImage]],
     rows: int,
     device: torch.device,
     on_bad_image: Callable[[str, str], None],
 ) -> Iterator[tuple[list[str], np.ndarray]]:
-    """(names, packed codes) of `rows` places of the list at a time; the network's input has as many rows at the end.
+    """(names, packed codes) of `rows` entries of the list at a time; the last input of the network is filled up.
 
-    An image that cannot be read keeps its place, with zeros: so a later image has the same place in the same block
-    wherever a list is cut at a multiple of `rows`.
+    An image that cannot be read keeps its place, with zeros. So a later image has the same place in the same block
+    wherever the list is cut at a multiple of `rows`.
     """
     model = trained.model.to(device).to(memory_format=torch.channels_last)
     images = np.zeros((rows, 3, trained.image_size, trained.image_size), dtype=np.float32)
@@ -116,15 +162,15 @@ def _hash_in_blocks(
             names.append(path)
             places.append(place)
         if place == rows - 1 and names:
-            yield names, _packed_codes(model, images, device)[places]
+            yield names, packed_codes(model, images, device)[places]
             names, places = [], []
     if names:
         images[place + 1 :] = 0
-        yield names, _packed_codes(model, images, device)[places]
+        yield names, packed_codes(model, images, device)[places]
 
 
 def prepare_image(path: str | os.PathLike[str], image_size: int, shorter_side: int) -> np.ndarray | BadImage:
-    """A file as the network sees it in evaluation, float32 [3, S, S], or why it cannot be read."""
+    """The input of the network in evaluation, float32 [3, S, S], from a file; or why the file cannot be read."""
     try:
         pixels = decode(path, shorter_side)
     except BadImage as error:
@@ -134,13 +180,17 @@ def prepare_image(path: str | os.PathLike[str], image_size: int, shorter_side: i
     return image
 
 
-def _packed_codes(model: nn.Module, images: np.ndarray, device: torch.device) -> np.ndarray:
-    """images float32 [N, 3, S, S] → packed codes uint8 [N, ceil(K/8)]."""
+def packed_codes(model: nn.Module, images: np.ndarray, device: torch.device) -> np.ndarray:
+    """The codes of prepared images: images float32 [N, 3, S, S] → uint8 [N, ceil(K/8)].
+
+    Raises:
+        UserError: an output is not a number, or the memory of the GPU is too small.
+    """
     try:
         with torch.inference_mode():
             code = model(torch.from_numpy(images).to(device))[1].float().cpu().numpy()
     except torch.OutOfMemoryError as error:
-        raise UserError(f"{device}: its memory does not hold {len(images)} images; lower --batch-size.") from error
+        raise UserError(f"{device}: {len(images)} images do not fit its memory; lower --batch-size.") from error
     if np.isnan(code).any():
-        raise UserError("The network's output is not a number for some image; its weights are not usable.")
+        raise UserError("The output of the network is not a number for some image; use another model.")
     return np.packbits(code >= 0, axis=1)

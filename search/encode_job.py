@@ -1,8 +1,8 @@
-"""Hash many images by one or several processes, in parts that outlive a kill (docs/encode.md).
+"""Encode many images in parts, by one or several processes; finished parts survive a kill (docs/encode.md).
 
-The list of names is cut into parts of `PART`, whatever the number of processes. Each part is a file of its own, so that
-a job started again finds what is done. PART is a multiple of `CPU_ROWS`: the blocks that the network sees on a CPU, and
-with them the codes, are those of the whole list, bit for bit.
+The list of names is cut into parts of `PART` names, whatever the number of processes. Each part is a file of its own,
+so that a job that is started again finds what is done. `PART` is a multiple of `CPU_ROWS`: the inputs of the network on
+a CPU, and with them the codes, are those of the whole list, bit for bit.
 """
 
 from __future__ import annotations
@@ -10,41 +10,43 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import compress
 from pathlib import Path
-from typing import IO
+from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 
 from search.code_file import model_key, num_codes, request_key, write_codes
 from search.encode import encode_files
 from search.model import TrainedModel
 from utils.errors import UserError
-from utils.files import write_file
-
-try:
-    import fcntl
-except ImportError:  # pragma: no cover - not on this system: two processes may both merge, with the same result
-    fcntl = None  # type: ignore[assignment]
+from utils.files import locked, write_file
+from utils.interrupt import Interrupted
 
 PART = 4096
 
-# The number, the model, the images; with a dot before and more behind it: what a killed process left half written.
+# Number, model, images. With a dot before and more after it: the temporary file of a killed process.
 _PART_NAME = re.compile(r"\.?\d{6,}-(?P<model>[0-9a-f]{16})-(?P<images>[0-9a-f]{16})\.npz(\..*)?")
+
+
+class Part(NamedTuple):
+    """The result for n neighbouring names: codes uint8 [m, ceil(K/8)] of the m that `readable`, bool [n], marks."""
+
+    codes: np.ndarray
+    readable: np.ndarray
 
 
 @dataclass(frozen=True)
 class Job:
-    """What is to be hashed into which file.
+    """What to encode into which file.
 
     Attributes:
         trained: the model.
         names: n file names, the same and in the same order in every process.
-        output: the npz to write.
+        output: the npz file to write.
     """
 
     trained: TrainedModel
@@ -53,7 +55,7 @@ class Job:
 
     @property
     def folder(self) -> Path:
-        """Where the parts lie: beside the output, `.parts` behind its name."""
+        """The folder of the parts: the name of the output, then `.parts`."""
         return self.output.with_name(f"{self.output.name}.parts")
 
     @property
@@ -68,7 +70,7 @@ class Job:
 
     @cached_property
     def part_key(self) -> str:
-        """What a part's file is called behind its number: 16 digits for the model, 16 for the images."""
+        """What follows the number in the name of a part: 16 digits for the model, 16 for the images."""
         return f"{model_key(self.trained)[:16]}-{request_key(self.trained, [*self.names, str(PART)])[:16]}"
 
     def part(self, number: int) -> Path:
@@ -80,85 +82,126 @@ class Job:
         return self.names[number * PART : (number + 1) * PART]
 
     def missing(self) -> list[int]:
-        """The numbers of the parts that are not there yet."""
+        """The numbers of the parts that are not finished."""
         return [number for number in range(self.num_parts) if not self.part(number).exists()]
 
     def finished(self) -> int | None:
-        """How many codes the output has, if it is of exactly this job; else None."""
+        """The number of codes in the output, if it belongs to exactly this job; otherwise None."""
         return num_codes(self.output, self.request)
 
 
 def share_of(num_parts: int, shard: int, shards: int) -> range:
-    """The contiguous parts of process `shard` (from 0) of `shards`; the processes' numbers differ by one at most."""
+    """The neighbouring parts of process `shard` (from 0) of `shards`; the shares differ by one part at most."""
     return range(num_parts * shard // shards, num_parts * (shard + 1) // shards)
 
 
 def require_own_parts(job: Job) -> None:
-    """Refuse a folder that holds parts of another job.
+    """Check that the folder of the parts has none of another job.
 
     Raises:
-        UserError: such parts are there; or something that is no folder has its name.
+        UserError: it has, or it cannot be read as a folder.
     """
     try:
         found = [_PART_NAME.fullmatch(name) for name in os.listdir(job.folder)]
     except FileNotFoundError:
         return
     except OSError as error:
-        raise UserError(f"{job.folder}: cannot be read ({error.strerror}); move it, or name another file.") from error
+        raise UserError(f"{job.folder}: cannot be read ({error.strerror}); move it or name another file.") from error
     model = job.part_key.partition("-")[0]
     for match in found:
         if match and f"{match['model']}-{match['images']}" != job.part_key:
             what = "of other images" if match["model"] == model else "by another model"
             raise UserError(
-                f"{job.folder}: holds parts {what} from a job that did not end; finish that job, delete the folder, or "
-                "name another --output."
+                f"{job.folder}: has parts {what} from an unfinished job; finish that job, delete the folder, or name "
+                "another --output."
             )
 
 
-def encode_share(
-    job: Job,
-    shard: int,
-    shards: int,
-    *,
-    batch_size: int = 64,
-    device: torch.device | str = "cpu",
-    num_workers: int = 0,
-    on_bad_image: Callable[[str, str], None],
-) -> int:
-    """Hash the parts of process `shard` (from 0) of `shards` that are not there yet.
+@contextlib.contextmanager
+def parts_are_kept(job: Job) -> Iterator[None]:
+    """Let the message after a signal say that finished parts are kept."""
+    try:
+        yield
+    except (KeyboardInterrupt, Interrupted) as error:
+        if job.folder.is_dir():
+            error.add_note(f"finished parts are kept in {job.folder}; run the same command again to continue")
+        raise
+
+
+def encode_to_file(job: Job, **options: Any) -> tuple[int, int]:
+    """Encode all images of a job in this process; more than one part in parts that survive a kill.
 
     Args:
-        batch_size, device, num_workers, on_bad_image: as for `encode_files`.
+        options: as for `encode_files`.
 
     Returns:
-        The number of parts hashed.
+        (images with a code, images left out).
+
+    Raises:
+        UserError: no image could be read, the file cannot be written, or there are parts of another job.
+    """
+    if job.num_parts == 1:
+        return _counts(job, _write_output(job, [_encode_part(job, 0, **options)]))
+    require_own_parts(job)
+    with parts_are_kept(job):
+        encode_share(job, 0, 1, **options)
+        merged = merge(job)
+    return merged or _counts(job, job.finished() or 0)
+
+
+def encode_share(job: Job, shard: int, shards: int, **options: Any) -> int:
+    """Encode the unfinished parts of process `shard` (from 0) of `shards`.
+
+    Args:
+        options: as for `encode_files`.
+
+    Returns:
+        The number of parts encoded.
 
     Raises:
         UserError: as `encode_files`; or a part cannot be written.
     """
-    done = 0
-    for number in share_of(job.num_parts, shard, shards):
-        path = job.part(number)
-        if path.exists():
-            continue
-        names = job.names_of(number)
-        kept: list[str] = []
-        codes = bytearray()
-        for seen, packed in encode_files(
-            job.trained,
-            names,
-            batch_size=batch_size,
-            device=device,
-            num_workers=num_workers,
-            on_bad_image=on_bad_image,
-            bar=f"Part {number + 1} of {job.num_parts}",
-        ):
-            kept += seen
-            codes += packed.tobytes()
-        rows = np.frombuffer(codes, dtype=np.uint8).reshape(len(kept), -(-job.trained.code_length // 8))
-        _write_part(path, rows, _mask(names, kept))
-        done += 1
-    return done
+    missing = [number for number in share_of(job.num_parts, shard, shards) if not job.part(number).exists()]
+    for number in missing:
+        _write_part(job, number, _encode_part(job, number, bar=f"Part {number + 1} of {job.num_parts}", **options))
+    return len(missing)
+
+
+def merge(job: Job) -> tuple[int, int] | None:
+    """Put all parts together and remove them. Of two processes that merge at the same time, one does.
+
+    Returns:
+        (images with a code, images left out), or None where another process has merged them.
+
+    Raises:
+        UserError: a part is missing or damaged, no image could be read, or the file cannot be written.
+    """
+    lock = job.output.with_name(f".{job.output.name}.lock")
+    with locked(lock, f"{job.output}: waiting for another process that merges the parts."):
+        try:
+            missing = len(job.missing())
+            if missing:
+                if job.finished() is not None:
+                    return None
+                raise UserError(
+                    f"{job.folder}: {missing} of {job.num_parts} parts are missing; restart the unfinished processes."
+                )
+            written = _write_output(job, [_read_part(job, number) for number in range(job.num_parts)])
+            _remove(job.folder)
+        finally:
+            with contextlib.suppress(OSError):  # while it is held: whoever waits for it then locks a new file
+                lock.unlink()
+    return _counts(job, written)
+
+
+def _encode_part(job: Job, number: int, **options: Any) -> Part:
+    names = job.names_of(number)
+    kept: list[str] = []
+    codes = [np.zeros((0, -(-job.trained.code_length // 8)), dtype=np.uint8)]
+    for seen, packed in encode_files(job.trained, names, **options):
+        kept += seen
+        codes.append(packed)
+    return Part(np.concatenate(codes), _mask(names, kept))
 
 
 def _mask(names: Sequence[str], kept: Sequence[str]) -> np.ndarray:
@@ -173,88 +216,48 @@ def _mask(names: Sequence[str], kept: Sequence[str]) -> np.ndarray:
     return mask
 
 
-def _write_part(path: Path, codes: np.ndarray, readable: np.ndarray) -> None:
-    """One part: codes uint8 [m, ceil(K/8)] of the m names for which `readable`, bool [n], is true."""
+def _write_part(job: Job, number: int, part: Part) -> None:
     try:
-        path.parent.mkdir(exist_ok=True)  # another process of the same job may have removed it
+        job.folder.mkdir(exist_ok=True)  # another process of the same job may have removed it
     except OSError as error:
-        raise UserError(f"{path.parent}: cannot be made ({error.strerror}); name another --output.") from error
-    write_file(path, lambda file: np.savez(file, codes=codes, readable=readable), "--output")
+        raise UserError(f"{job.folder}: cannot be created ({error.strerror}); name another --output.") from error
+    write_file(job.part(number), lambda file: np.savez(file, **part._asdict()), "--output")
 
 
-def merge(job: Job) -> tuple[int, int] | None:
-    """Put all parts together, the codes of one in memory at a time, and remove them.
+def _read_part(job: Job, number: int) -> Part:
+    path = job.part(number)
+    try:
+        with np.load(path, allow_pickle=False) as content:
+            codes, readable = content["codes"], content["readable"]
+    except Exception as error:  # numpy and zipfile raise many types here
+        raise UserError(f"{path}: the part is damaged ({error}); delete it and restart its process.") from error
+    width = -(-job.trained.code_length // 8)
+    fits = readable.dtype == bool and readable.shape == (len(job.names_of(number)),)
+    if not fits or codes.dtype != np.uint8 or codes.shape != (int(readable.sum()), width):
+        raise UserError(f"{path}: the part is damaged (wrong shapes); delete it and restart its process.")
+    return Part(codes, readable)
 
-    Returns:
-        (images with a code, images left out), or None where another process has merged them meanwhile.
 
-    Raises:
-        UserError: a part is missing or damaged, no image could be read, or the file cannot be written.
-    """
-    with _alone(job.folder):
-        missing = len(job.missing())
-        if missing:
-            if job.finished() is not None:
-                return None
-            raise UserError(
-                f"{job.folder}: {missing} of {job.num_parts} parts are missing; start the processes again that did not "
-                "end."
-            )
+def _write_output(job: Job, parts: Sequence[Part]) -> int:
+    """Write the codes of all parts in order, and nothing where there is none. Returns their number."""
+    codes = np.concatenate([part.codes for part in parts])
+    names = list(compress(job.names, np.concatenate([part.readable for part in parts])))
+    if names:
+        write_file(job.output, lambda file: write_codes(file, names, codes, job.trained, job.request), "--output")
+    return len(names)
 
-        masks = [_read_part(job, number)[1] for number in range(job.num_parts)]
-        written = int(sum(mask.sum() for mask in masks))
-        if written:
 
-            def names() -> Iterator[list[str]]:
-                return (list(compress(job.names_of(number), mask)) for number, mask in enumerate(masks))
-
-            def write(file: IO[bytes]) -> None:
-                codes = (_read_part(job, number)[0] for number in range(job.num_parts))
-                write_codes(file, names, codes, job.trained, job.request)
-
-            write_file(job.output, write, "--output")
-        _remove(job.folder)
+def _counts(job: Job, written: int) -> tuple[int, int]:
+    """(images with a code, images left out); UserError where no image could be read."""
     if not written:
         raise UserError(f"None of the {len(job.names)} images could be read; nothing was written.")
     return written, len(job.names) - written
 
 
-@contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock, if it is there and its file system has locks; the system drops it with the process."""
-    try:
-        handle = os.open(folder, os.O_RDONLY)
-    except OSError:  # no such folder, or a system that opens none
-        yield
-        return
-    try:
-        if fcntl is not None:
-            with contextlib.suppress(OSError):  # some network file systems have no locks
-                fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
-
-
-def _read_part(job: Job, number: int) -> tuple[np.ndarray, np.ndarray]:
-    """Codes uint8 [m, ceil(K/8)] and the mask of the names that they belong to, bool [n]."""
-    path = job.part(number)
-    try:
-        with np.load(path, allow_pickle=False) as content:
-            codes, readable = content["codes"], content["readable"]
-    except Exception as error:  # numpy and zipfile raise many kinds here
-        raise UserError(f"{path}: the part is damaged ({error}); delete it and start its process again.") from error
-    width = -(-job.trained.code_length // 8)
-    fits = readable.dtype == bool and readable.shape == (len(job.names_of(number)),)
-    if not fits or codes.dtype != np.uint8 or codes.shape != (int(readable.sum()), width):
-        raise UserError(f"{path}: the part is damaged (wrong shapes); delete it and start its process again.")
-    return codes, readable
-
-
 def _remove(folder: Path) -> None:
-    """Remove the parts, half-written ones too, and nothing else that may lie there."""
+    """Remove the parts and temporary files of parts, and no other file in the folder."""
     for path in folder.iterdir():
         if _PART_NAME.fullmatch(path.name):
             path.unlink(missing_ok=True)
-    with contextlib.suppress(OSError):  # not empty: something of the user's
+    with contextlib.suppress(OSError):  # it still has files of the user
         folder.rmdir()

@@ -8,16 +8,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-_ROWS_AT_ONCE = 1 << 16  # what a query looks at together stays in the processor's cache
-
+_ROWS_AT_ONCE = 1 << 16  # a block of so many codes stays in the cache of the processor
 
 Rows = npt.NDArray[np.int64]
+_ONES = np.array([bin(value).count("1") for value in range(1 << 8)], np.uint8)
 
 
 def as_words(codes: npt.NDArray[np.uint8]) -> list[np.ndarray]:
-    """Packed codes uint8 [n, bytes] as words: one array [n] of the shortest type, or several of uint64.
+    """Packed codes uint8 [n, bytes] as words: one array [n] of the shortest unsigned type, or several of uint64.
 
-    Without a copy where a code has 1, 2, 4 or 8 bytes. The order of bits in a word is of no account for distances.
+    Nothing is copied where a code has 1, 2, 4 or 8 bytes. The order of bits in a word does not change distances.
     """
     codes = np.asarray(codes)
     width = codes.shape[1]
@@ -34,13 +34,13 @@ def as_words(codes: npt.NDArray[np.uint8]) -> list[np.ndarray]:
 def search_words(
     words: Sequence[np.ndarray], queries: Sequence[np.ndarray], count: int, k: int, radius: int
 ) -> list[tuple[Rows, Rows]]:
-    """`Index.search` on words (`as_words`), for k ≥ 1 and a radius ≥ 0.
+    """`Index.search` on words (`as_words`) of `count` codes, for k ≥ 1 and a radius ≥ 0.
 
-    Rows come in ascending order, so a later one at the distance of the k-th found so far has lost the tie: only what is
-    strictly nearer is looked at again, which after a few blocks is next to nothing.
+    Rows are read in ascending order, so a later row at the distance of the k-th result so far loses the tie. Only
+    strictly nearer rows are kept, and after a few blocks there are very few.
     """
     num_queries = len(queries[0])
-    limits = [radius + 1] * num_queries  # only distances below it can still matter
+    limits = [radius + 1] * num_queries  # only smaller distances can still matter
     found: list[list[tuple[Rows, npt.NDArray[Any]]]] = [[] for _ in range(num_queries)]
     held = [0] * num_queries
     for start in range(0, count, _ROWS_AT_ONCE):
@@ -48,14 +48,14 @@ def search_words(
         for query in range(num_queries):
             distance = _distances(block, [word[query] for word in queries])
             near = np.flatnonzero(distance < limits[query])
-            if len(near) > 2 * k:  # the first block: sorting it would take longer than all the others
+            if len(near) > 2 * k:  # the first block: sorting all of it would take longer than all other blocks
                 counts = np.cumsum(np.bincount(distance[near]))
                 near = near[distance[near] <= np.searchsorted(counts, k)]
             if not len(near):
                 continue
             found[query].append((near + start, distance[near]))
             held[query] += len(near)
-            if held[query] >= 2 * k:  # not at every find: with a large k sorting would cost more than counting
+            if held[query] >= 2 * k:  # not for every new row: with a large k sorting would cost more than counting
                 found[query] = [_nearest(found[query], k)]
                 held[query] = k
                 limits[query] = int(found[query][0][1][-1])
@@ -63,11 +63,11 @@ def search_words(
 
 
 def _nearest(parts: Sequence[tuple[Rows, npt.NDArray[Any]]], k: int) -> tuple[Rows, Rows]:
-    """The first k by (distance, row) of parts whose rows at one distance ascend."""
+    """The first k by (distance, row) of parts in which rows at equal distance ascend."""
     if not parts:
         return np.zeros(0, np.int64), np.zeros(0, np.int64)
     rows, distances = (np.concatenate(part) for part in zip(*parts, strict=True))
-    order = np.argsort(distances, kind="stable")[:k]  # of short integers, numpy sorts by radix
+    order = np.argsort(distances, kind="stable")[:k]  # numpy sorts short integers by radix
     return rows[order], distances[order].astype(np.int64)
 
 
@@ -81,11 +81,8 @@ def _distances(block: Sequence[np.ndarray], query: Sequence[np.unsignedinteger])
     return total
 
 
-_ONES = np.array([bin(value).count("1") for value in range(1 << 8)], np.uint8)
-
-
 def ones_by_table(words: np.ndarray) -> npt.NDArray[np.uint8]:
-    """The number of ones of each word [n], for numpy 1, which has no `bitwise_count`."""
+    """The number of ones in each word [n], for numpy 1, which has no `bitwise_count`."""
     return _ONES[words[:, None].view(np.uint8)].sum(axis=1, dtype=np.uint8)
 
 

@@ -1,4 +1,4 @@
-"""A trained image network, from a run's folder or from an export: what hashing needs and nothing else."""
+"""A trained image network, from the folder of a run or from an export: what encoding needs and nothing else."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ EXPORTED_SETTINGS = ("backbone", "code_length", "image_size", "dataset", "method
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """An image network that is ready to hash.
+    """An image network that is ready to encode.
 
     Attributes:
         model: images [N, 3, S, S] → (features, code [N, K]); float32, in eval mode, on the CPU when loaded.
         code_length: K.
-        image_size: S, pixels.
-        dataset: the collection that it was trained on.
-        settings: of the run; of an export those in `EXPORTED_SETTINGS`.
+        image_size: S, in pixels.
+        dataset: the dataset that it was trained on.
+        settings: those of the run; those in `EXPORTED_SETTINGS` for an export.
         fingerprint: SHA-256 of the weights (`fingerprint`), 64 hexadecimal digits.
     """
 
@@ -43,23 +43,23 @@ class TrainedModel:
 
     @property
     def shorter_side(self) -> int:
-        """Pixels of the shorter side after Resize, before the central crop, as the run's own evaluation has it."""
-        # The digits fill their image: evaluation cuts nothing off (data/digits.py).
+        """Pixels of the shorter side after Resize, before the central crop, as in the evaluation of the run."""
+        # A digit fills its image, so that evaluation does not crop it (data/digits.py).
         return self.image_size if self.dataset == "digits" else shorter_side_for(self.image_size)
 
     @property
     def summary(self) -> dict[str, Any]:
-        """The settings that an image's code depends on, besides the weights, and where they come from: JSON-ready."""
+        """The settings that the code of an image depends on besides the weights, and where they come from; for JSON."""
         own = {"backbone": self.settings.get("backbone", "alexnet"), "code_length": self.code_length}
         return {name: own.get(name, self.settings.get(name)) for name in EXPORTED_SETTINGS}
 
 
 def load_model(folder: str | Path, code_length: int | None = None) -> TrainedModel:
-    """The image network of a run, or of a file written by `export_model`; nothing but tensors is unpickled.
+    """Load the image network of a run or of an export; only tensors are unpickled.
 
     Args:
-        folder: a run's folder, with config.json and `model_image-{K}bits.pt`; or an export.
-        code_length: K; None: the only one that there is.
+        folder: the folder of a run, with config.json and `model_image-{K}bits.pt`; or a file of `export_model`.
+        code_length: K; None: the only one in the folder.
 
     Raises:
         UserError: there is no such model, or its files are damaged or do not belong together.
@@ -70,44 +70,43 @@ def load_model(folder: str | Path, code_length: int | None = None) -> TrainedMod
         code_length, file = _choose(path, code_length)
         return _build(settings | {"code_length": code_length}, load_tensors(file, "a model"), file, settings)
     if not path.is_file():
-        raise UserError(f"{path}: there is no such folder; name the folder of a run, or a model written by --export.")
+        raise UserError(f"{path}: there is no such folder or file; name the folder of a run, or an exported model.")
     content = load_tensors(path, "a model")
     if not isinstance(content, dict) or content.get("format") != EXPORT_FORMAT:
-        raise UserError(f"{path}: not a model written by --export; name the folder of a run, or such a file.")
+        raise UserError(f"{path}: not a file of `python -m search export`; name such a file or the folder of a run.")
     settings = content.get("settings")
     if not isinstance(settings, dict):
-        raise UserError(f"{path}: the export holds no settings; write it again with --export.")
+        raise UserError(f"{path}: the export has no settings; export the model again.")
     if code_length not in (None, settings.get("code_length")):
         raise UserError(
-            f"--code-length {code_length}: {path} holds a model of {settings.get('code_length')} bits; "
-            "leave the flag out."
+            f"--code-length {code_length}: {path} is a model of {settings.get('code_length')} bits; leave the flag out."
         )
     return _build(settings, content.get("state"), path, settings)
 
 
 def export_model(trained: TrainedModel, path: str | Path) -> None:
-    """Write the network in half precision with what hashing needs to know, atomically.
+    """Write the network in half precision with the settings that encoding needs, whole or not at all.
 
     The file holds {"format", "settings": the `EXPORTED_SETTINGS`, "state": the state dict, floats in float16}.
 
     Raises:
-        UserError: a weight is beyond float16, or the file cannot be written.
+        UserError: a weight is too large for float16, or the file cannot be written.
     """
     state: dict[str, Tensor] = {}
     for name, value in trained.model.state_dict().items():
         value = value.detach().cpu()
         state[name] = value.half() if value.is_floating_point() else value
         if not bool(torch.isfinite(state[name]).all()):
-            raise UserError(f"{path}: '{name}' has weights beyond 65,504, which half precision cannot hold.")
+            raise UserError(f"{path}: '{name}' has weights beyond 65,504, the largest number of half precision.")
     content = {"format": EXPORT_FORMAT, "settings": trained.summary, "state": state}
-    write_file(Path(path), lambda file: torch.save(content, file), "--export")
+    write_file(Path(path), lambda file: torch.save(content, file), "-o")
 
 
 def fingerprint(state: Mapping[str, Tensor]) -> str:
-    """SHA-256 of a state dict: of each entry, in the order of the names, its name, dtype, shape and bytes.
+    """SHA-256 of a state dict: of the name, dtype, shape and bytes of each entry, in the order of the names.
 
-    The bytes are the numbers in row-major order, whatever the memory format. Two models have one fingerprint exactly
-    if all their numbers are the same.
+    The bytes are the numbers in row-major order, whatever the memory format. Two models have the same fingerprint
+    exactly if all their numbers are the same.
     """
     digest = hashlib.sha256()
     for name in sorted(state):
@@ -118,30 +117,28 @@ def fingerprint(state: Mapping[str, Tensor]) -> str:
 
 
 def _choose(folder: Path, code_length: int | None) -> tuple[int, Path]:
-    """The code length and the model file of a run's folder."""
+    """The code length and the model file, from the folder of a run."""
     found = model_files(folder)
     listed = ", ".join(map(str, found))
     if not found:
-        raise UserError(
-            f"{folder}: holds no model_image-*bits.pt; the model is written when a code length is finished."
-        )
+        raise UserError(f"{folder}: has no model_image-*bits.pt; wait until the run has finished a code length.")
     if code_length is None and len(found) > 1:
-        raise UserError(f"{folder}: holds models of {listed} bits; choose one with --code-length.")
+        raise UserError(f"{folder}: has models of {listed} bits; choose one with --code-length.")
     chosen = next(iter(found)) if code_length is None else code_length
     if chosen not in found:
-        raise UserError(f"--code-length {chosen}: {folder} has no such model; it holds {listed} bits.")
+        raise UserError(f"--code-length {chosen}: {folder} has no such model; it has {listed} bits.")
     return chosen, found[chosen]
 
 
 def _build(wanted: dict[str, Any], state: Any, path: Path, settings: dict[str, Any]) -> TrainedModel:
-    """The network that `wanted` describes, with `state` loaded; `path` is the file, for complaints."""
-    wanted = {"backbone": "alexnet", **wanted}  # runs had no other before there was a choice
+    """The network that `wanted` describes, with `state` loaded; messages name the file `path`."""
+    wanted = {"backbone": "alexnet", **wanted}  # older runs have no such setting and used AlexNet
     for name, kind in (("code_length", int), ("image_size", int), ("dataset", str), ("backbone", str)):
         value = wanted.get(name)
         if type(value) is not kind or not value or (isinstance(value, int) and value < 0):
-            raise UserError(f"{path}: the settings that belong to it have {name} {value!r}, which cannot be.")
+            raise UserError(f"{path}: its settings have {name} {value!r}; restore them or choose another model.")
     code_length, image_size, backbone = wanted["code_length"], wanted["image_size"], wanted["backbone"]
-    with torch.device("meta"):  # shapes only: no random numbers are drawn for weights that are replaced at once
+    with torch.device("meta"):  # shapes only: draws no random numbers for weights that are replaced at once
         model = image_network(backbone, code_length, weights=None, image_size=image_size)
     model.load_state_dict(_fitting(state, model.state_dict(), path, f"{backbone} with {code_length} bits"), assign=True)
     model.requires_grad_(False).eval()
@@ -151,20 +148,22 @@ def _build(wanted: dict[str, Any], state: Any, path: Path, settings: dict[str, A
 
 
 def _fitting(state: Any, own: Mapping[str, Tensor], path: Path, what: str) -> dict[str, Tensor]:
-    """`state` in the network's own dtypes; UserError where it is not exactly the network's."""
+    """`state` in the dtypes of the network; UserError unless it has exactly the entries `own` of the network."""
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise UserError(f"{path}: holds no state dict (a mapping from names to tensors).")
+        raise UserError(f"{path}: not a state dict (a mapping from names to tensors); choose another file.")
     for problem, names in (("lacks", own.keys() - state.keys()), ("has the unknown entry", state.keys() - own.keys())):
         if names:
-            raise UserError(f"{path}: {problem} '{min(map(str, names))}' ({len(names)} such); it is no {what}.")
+            raise UserError(f"{path}: {problem} '{min(map(str, names))}' ({len(names)} such); not the model of {what}.")
     result = {}
     for name, value in state.items():
         if value.shape != own[name].shape:
             shapes = f"{tuple(value.shape)}, not {tuple(own[name].shape)}"
-            raise UserError(f"{path}: '{name}' has shape {shapes}; it is no {what}.")
+            raise UserError(f"{path}: '{name}' has shape {shapes}; not the model of {what}.")
         if value.layout != torch.strided or value.is_floating_point() != own[name].is_floating_point():
-            raise UserError(f"{path}: '{name}' holds numbers of another kind ({value.dtype}); it is no {what}.")
+            raise UserError(f"{path}: '{name}' has numbers of another kind ({value.dtype}); not the model of {what}.")
         result[name] = value.to(own[name].dtype)
         if not bool(torch.isfinite(result[name]).all()):
-            raise UserError(f"{path}: '{name}' holds numbers that are not finite; the training has gone wrong.")
+            raise UserError(
+                f"{path}: '{name}' has numbers that are not finite: the training diverged; choose another run."
+            )
     return result

@@ -1,4 +1,4 @@
-"""`python -m search serve`: a local page that searches an index by an image (docs/search_page.md)."""
+"""A local page that searches an index by an image: `python -m search serve` (docs/search_page.md)."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ MOST_NEIGHBOURS = 200
 MOST_ITEMS = 200
 MOST_PIXELS = 50_000_000
 
-# Each of these begins with bytes of its own, and its header states the size that it decodes to.
+# Each of these starts with bytes that identify it, and its header gives the size of the image.
 UPLOAD_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 
-_KEPT_THUMBNAILS = 1024  # some 20 kB each
-_LOSSLESS_SIDE = 64  # pixels: JPEG shows on thumbnails that a page enlarges
+_KEPT_THUMBNAILS = 1024  # about 20 kB each
+_LOSSLESS_SIDE = 64  # pixels: JPEG artefacts would be visible in thumbnails that the page enlarges
 _DECODED_AT_ONCE = 2
 _WAIT_SECONDS = 30.0
 _ICON = (
@@ -46,22 +46,22 @@ _FILES = {
 
 
 class SearchPage:
-    """What the page's addresses answer.
+    """What the server answers at each address.
 
     Args:
         index: n images and their codes of K bits.
-        trained: the model of the index, for images that are sent; None: only images of the index can be searched with.
-        most_pixels: of an image that is decoded.
+        trained: the model of the index, for uploaded images; None: only images of the index can be queries.
+        most_pixels: images with more pixels are not decoded.
     """
 
     def __init__(self, index: Index, trained: TrainedModel | None, most_pixels: int = MOST_PIXELS) -> None:
         self.index, self.trained, self.most_pixels = index, trained, most_pixels
-        self._decoding = threading.BoundedSemaphore(_DECODED_AT_ONCE)  # each may take 3 bytes a pixel
-        self._hashing = threading.BoundedSemaphore(1)
+        self._decoding = threading.BoundedSemaphore(_DECODED_AT_ONCE)  # each takes up to 3 bytes per pixel
+        self._encoding = threading.BoundedSemaphore(1)
         self._thumbnail = lru_cache(_KEPT_THUMBNAILS)(self._make_thumbnail)
 
     def addresses(self, limits: Limits) -> tuple[dict[str, Callable[[Request], Reply]], ...]:
-        """What answers GET, and what answers POST, by path."""
+        """The functions that answer GET, and those that answer POST, by path."""
         get: dict[str, Callable[[Request], Reply]] = {
             "/search": self.search_row,
             "/thumbnail": self.thumbnail,
@@ -75,7 +75,7 @@ class SearchPage:
         return get, {"/search": self.search_image}
 
     def search_row(self, request: Request) -> Reply:
-        """GET /search?row=N&k=10: neighbours of an image of the index, itself left out."""
+        """GET /search?row=N&k=10: neighbours of an image of the index, without the image itself."""
         request.only("row", "k")
         row, k = self._row(request), self._k(request)
         rows, distances = self._search(self.index.codes[row : row + 1], k + 1)
@@ -83,18 +83,18 @@ class SearchPage:
         return self._neighbours(self._item(row), rows[other][:k], distances[other][:k])
 
     def search_image(self, request: Request) -> Reply:
-        """POST /search?k=10: neighbours of the image that is the body."""
+        """POST /search?k=10: neighbours of the image in the body."""
         request.only("k")
         k = self._k(request)
-        return self._neighbours(None, *self._search(self._hash(request.body), k))
+        return self._neighbours(None, *self._search(self._encode(request.body), k))
 
     def thumbnail(self, request: Request) -> Reply:
-        """GET /thumbnail?row=N: the image, at most 256 × 256 pixels; JPEG, or PNG where it is small."""
+        """GET /thumbnail?row=N: the image, at most 256 × 256 pixels; JPEG, or PNG if it is small."""
         request.only("row")
         return self._thumbnail(self._row(request))
 
     def collection(self, request: Request, limits: Limits) -> Reply:
-        """GET /collection?start=N&count=60: what the index is, and some of its images in the order of the index."""
+        """GET /collection?start=N&count=60: about the index, and some of its images in their order."""
         request.only("start", "count")
         size = len(self.index)
         start = request.whole_number("start", 0, max(size - 1, 0), 0)
@@ -114,7 +114,7 @@ class SearchPage:
         size = len(self.index)
         row = request.whole_number("row", 0, 10**15)
         if row >= size:
-            raise Refused(HTTPStatus.NOT_FOUND, f"There is no image {row:,}: the index holds {size:,}, counted from 0.")
+            raise Refused(HTTPStatus.NOT_FOUND, f"There is no image {row:,}: the index has {size:,}, counted from 0.")
         return row
 
     @staticmethod
@@ -122,7 +122,7 @@ class SearchPage:
         return request.whole_number("k", 1, MOST_NEIGHBOURS, 10)
 
     def _item(self, row: int) -> dict[str, Any]:
-        # The folders above an image are nobody's business who looks at the page.
+        # Names are shown without their folders, which are private.
         name = os.path.basename(self.index.names[row])
         label = "" if self.index.labels is None else self.index.labels[row]
         return {"row": row, "name": name, "labels": [label] if label else []}
@@ -139,10 +139,10 @@ class SearchPage:
         about = {"images": len(self.index), "code_length": self.index.code_length}
         return json_reply({"query": query, **about, "neighbours": found})
 
-    def _hash(self, body: bytes) -> np.ndarray:
-        """The code of an image file, uint8 [1, ceil(K/8)], to the bit as `python -m search encode` has it."""
+    def _encode(self, body: bytes) -> np.ndarray:
+        """The code of an image file, uint8 [1, ceil(K/8)], the same bits as from `python -m search encode`."""
         if self.trained is None:
-            raise Refused(HTTPStatus.CONFLICT, "The index was opened without its model; choose an image of the index.")
+            raise Refused(HTTPStatus.CONFLICT, "The index was opened without a model; choose an image of the index.")
         if not body:
             raise Refused(HTTPStatus.UNPROCESSABLE_ENTITY, "The file is empty.")
         with _turn(self._decoding):
@@ -151,14 +151,14 @@ class SearchPage:
                     io.BytesIO(body), self.trained.shorter_side, formats=UPLOAD_FORMATS, most_pixels=self.most_pixels
                 )
             except BadImage as error:
-                raise Refused(HTTPStatus.UNPROCESSABLE_ENTITY, _sentence(error)) from error
-        # Without loss, and no larger than the network wants it: read again it gives these very pixels.
+                raise Refused(HTTPStatus.UNPROCESSABLE_ENTITY, _reason(error)) from error
+        # Lossless, and no larger than the network needs: decoding it again gives exactly these pixels.
         file = io.BytesIO()
         Image.fromarray(pixels).save(file, "BMP")
         file.seek(0)
-        with _turn(self._hashing):
-            encoded = encode_files(self.trained, [cast(str, file)], device=_device(self.trained), num_workers=1)
-            [(_, code)] = encoded
+        with _turn(self._encoding):
+            device = next(self.trained.model.parameters()).device
+            [(_, code)] = encode_files(self.trained, [cast(str, file)], device=device, num_workers=1)
             return code
 
     def _make_thumbnail(self, row: int) -> Reply:
@@ -166,7 +166,7 @@ class SearchPage:
             try:
                 pixels = decode(self.index.path_of(row), THUMBNAIL_SIDE, most_pixels=self.most_pixels)
             except (BadImage, UserError) as error:
-                raise Refused(HTTPStatus.NOT_FOUND, f"The file of image {row:,} cannot be read any more.") from error
+                raise Refused(HTTPStatus.NOT_FOUND, f"The file of image {row:,} can no longer be read.") from error
         image = Image.fromarray(pixels)
         image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
         file = io.BytesIO()
@@ -186,15 +186,15 @@ def make_server(
     limits: Limits | None = None,
     most_pixels: int = MOST_PIXELS,
 ) -> LocalServer:
-    """The page's server, listening; ``serve_forever()`` answers, ``server_close()`` ends it.
+    """Create the server of the page and listen; ``serve_forever()`` answers, ``server_close()`` ends it.
 
     Args:
         index, trained, most_pixels: see `SearchPage`.
-        host, port: where to listen; port 0 takes a free one (`server_port`).
+        host, port: where to listen; 0: any free port (`server_port`).
         limits: see `search.server.Limits`; None: its defaults.
 
     Raises:
-        UserError: the model is not that of the index, or the address cannot be had.
+        UserError: the model is not that of the index, or the server cannot listen there.
     """
     if trained is not None:
         index.matches(trained)
@@ -204,18 +204,20 @@ def make_server(
     try:
         return LocalServer(host, port, get=get, post=post, post_kinds=kinds, limits=limits)
     except (OSError, OverflowError) as error:
-        raise UserError(f"--host {host} --port {port}: cannot listen there ({error}); choose another port.") from error
+        raise UserError(
+            f"--host {host} --port {port}: cannot listen there ({error}); choose another host or port."
+        ) from error
 
 
 def serve(index: Index, trained: TrainedModel | None, host: str = "127.0.0.1", port: int = 8765) -> None:
-    """Serve the page until a signal's exception ends it, which is passed on.
+    """Serve the page until the exception of a signal ends it; the exception is raised again.
 
     Raises:
         UserError: see `make_server`.
     """
     with make_server(index, trained, host, port) as server:
-        print(f"{len(index):,} images: {server.address} (Ctrl+C ends it)", flush=True)
-        # In a thread of its own: there, a signal's exception would pass for an error of some request.
+        print(f"{len(index):,} images: {server.address} (Ctrl+C stops the server)", flush=True)
+        # In a thread of its own: in this one, the exception of a signal would be taken for an error of a request.
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()
         try:
@@ -227,22 +229,19 @@ def serve(index: Index, trained: TrainedModel | None, host: str = "127.0.0.1", p
 
 @contextmanager
 def _turn(places: threading.BoundedSemaphore) -> Iterator[None]:
+    """Wait for one of the places and hold it."""
     if not places.acquire(timeout=_WAIT_SECONDS):
-        raise Refused(HTTPStatus.SERVICE_UNAVAILABLE, "The server is busy; try again in a while.")
+        raise Refused(HTTPStatus.SERVICE_UNAVAILABLE, "The server is busy; try again in a few seconds.")
     try:
         yield
     finally:
         places.release()
 
 
-def _device(trained: TrainedModel) -> Any:
-    """Where the network's weights lie."""
-    return next(trained.model.parameters()).device
-
-
-def _sentence(error: BadImage) -> str:
+def _reason(error: BadImage) -> str:
+    """Why an uploaded image is refused, without internal details."""
     if isinstance(error.__cause__, UnidentifiedImageError):
-        return f"This file is no image that can be read here ({', '.join(UPLOAD_FORMATS)})."
+        return f"This file is not an image in a format that can be read ({', '.join(UPLOAD_FORMATS)})."
     if isinstance(error.__cause__, Image.DecompressionBombError):
         return "This image cannot be read: it has too many pixels."
     return f"This image cannot be read: {str(error).rstrip('.')}."

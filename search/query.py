@@ -1,4 +1,4 @@
-"""`python -m search`: find the images of a collection that are like a given one (docs/search.md)."""
+"""Search an index for images, and show what was found (docs/search.md)."""
 
 from __future__ import annotations
 
@@ -13,19 +13,22 @@ from PIL import Image, ImageOps
 from data.decode import BadImage, decode
 from plots.gallery import THUMBNAIL, Gallery
 from search.backends import Backend, open_backend
-from search.encode import encode_files
-from search.encode_command import find_images
+from search.encode import encode_files, find_images
 from search.exact import Rows
 from search.index import Index
 from search.model import TrainedModel, load_model
 from utils.errors import UserError
 
 MOST_IN_FIGURE = 10  # queries, and neighbours of each
-_MISSING = 208  # grey of an image that cannot be read any more
+_MISSING = 208  # the grey in place of an image that can no longer be read
 
 
 def model_of(index: Index, run: str | Path | None) -> TrainedModel:
-    """The model that made the codes: of `run`, or the one that the index holds. UserError where it is another."""
+    """The model that made the codes: from `run`, or the one stored in the index.
+
+    Raises:
+        UserError: there is none, or it is not the model of the index.
+    """
     if run is None:
         return index.model()
     trained = load_model(run, index.code_length)
@@ -43,24 +46,23 @@ def query(
     backend: str = "auto",
     nprobe: int | None = None,
     nflip: int | None = None,
-    batch_size: int = 64,
-    device: Any = "cpu",
-    num_workers: int = 0,
+    **options: Any,
 ) -> tuple[list[tuple[str, Rows, Rows]], list[tuple[str, str]], Backend]:
     """Search an index for images.
 
     Args:
-        images: files, folders, lists.
-        run: the model; None: the one in the index.
+        index: what to search.
+        images: files, folders and lists, as for `search.encode.find_images`.
+        run: the folder of a run or an export; None: the model in the index.
         k, radius: as for `Index.search`.
         backend, nprobe, nflip: as for `search.backends.open_backend`.
-        batch_size, device, num_workers: as for `search.encode.encode_files`.
+        options: as for `search.encode.encode_files`.
 
     Returns:
-        (path, rows, distances) of each image; (path, reason) of those that cannot be read; what searched.
+        (path, rows, distances) for each image; (path, reason) for each image that cannot be read; the backend.
 
     Raises:
-        UserError: none can be read, or the index is of another model.
+        UserError: no image can be read, the model is not that of the index, or the backend is not available.
     """
     index.checked(np.zeros((0, index.codes.shape[1]), np.uint8), k, radius)
     paths = find_images(images)
@@ -69,12 +71,7 @@ def query(
     unreadable: list[tuple[str, str]] = []
     found: list[tuple[str, Rows, Rows]] = []
     for names, codes in encode_files(
-        trained,
-        paths,
-        batch_size=batch_size,
-        device=device,
-        num_workers=num_workers,
-        on_bad_image=lambda name, reason: unreadable.append((name, reason)),
+        trained, paths, on_bad_image=lambda name, reason: unreadable.append((name, reason)), **options
     ):
         for name, (rows, distances) in zip(names, searcher.search(codes, k, radius), strict=True):
             found.append((name, rows, distances))
@@ -85,7 +82,7 @@ def query(
 
 
 def table(index: Index, found: Sequence[tuple[str, Rows, Rows]]) -> str:
-    """For each query a table of its neighbours: rank, distance, label where there are any, name."""
+    """One table of neighbours for each query: rank, distance, label if the index has labels, name."""
     lines = []
     for path, rows, distances in found:
         lines += ["", printable(path)]
@@ -109,7 +106,7 @@ def as_json(
     backend: Backend,
     radius: int | None,
 ) -> dict[str, Any]:
-    """What `--json` prints (docs/search.md)."""
+    """The document that `--json` prints (docs/search.md)."""
 
     def neighbour(row: int, distance: int) -> dict[str, Any]:
         label = {} if index.labels is None else {"label": index.labels[row]}
@@ -131,7 +128,7 @@ def as_json(
 
 
 def gallery_of_files(index: Index, found: Sequence[tuple[str, Rows, Rows]]) -> Gallery:
-    """The picture of at most `MOST_IN_FIGURE` queries and neighbours; files that cannot be read any more are grey."""
+    """A gallery of at most `MOST_IN_FIGURE` queries and neighbours; files that can no longer be read are grey."""
     shown = [(path, rows[:MOST_IN_FIGURE], near[:MOST_IN_FIGURE]) for path, rows, near in found[:MOST_IN_FIGURE]]
     most = max(1, *(len(rows) for _, rows, _ in shown))
     images = np.zeros((len(shown), most, 3, THUMBNAIL, THUMBNAIL), np.uint8)
@@ -155,7 +152,7 @@ def gallery_of_files(index: Index, found: Sequence[tuple[str, Rows, Rows]]) -> G
 
 
 def file_thumbnail(path: str | os.PathLike[str]) -> np.ndarray:
-    """The middle square of an image file, uint8 [3, THUMBNAIL, THUMBNAIL]; grey where it cannot be read."""
+    """The middle square of an image file, uint8 [3, THUMBNAIL, THUMBNAIL]; grey if it cannot be read."""
     try:
         pixels = decode(path, THUMBNAIL)
     except BadImage:
@@ -165,6 +162,6 @@ def file_thumbnail(path: str | os.PathLike[str]) -> np.ndarray:
 
 
 def printable(name: str) -> str:
-    """A file's name as any terminal can show it: what is no UTF-8, and control characters, become marks."""
+    """A file name that any terminal can show: bytes that are not UTF-8 and control characters become �."""
     text = name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
     return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)

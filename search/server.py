@@ -1,6 +1,6 @@
-"""A web server for one's own machine that stands bad clients: bounded in time, bytes and requests at once.
+"""A web server for the local machine that tolerates misbehaving clients: time, bytes and requests are limited.
 
-A page of another site must not be able to use it either: see `_Handler._check_sender`.
+Pages of other sites cannot use it: see `_Handler._check_sender`.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from urllib.parse import parse_qsl
 
 from utils.log import log
 
-_LINGER_SECONDS = 1.0  # a refused request is read and dropped for so long, or the refusal would be lost with it
+_LINGER_SECONDS = 1.0  # the rest of a refused request is read and dropped, otherwise the client would miss the reply
 _MOST_PARAMETERS = 8
 
-# What a browser may do with an answer. Nothing comes from elsewhere, nothing is framed, nothing is kept.
+# What a browser may do with an answer: load nothing from other sites, put it in no frame, store nothing.
 _HEADERS = {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; connect-src 'self'; "
@@ -37,31 +37,31 @@ _HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-store",
 }
-_SENTENCES = {
-    HTTPStatus.METHOD_NOT_ALLOWED: "Only GET, HEAD and POST are answered.",
+_MESSAGES = {
+    HTTPStatus.METHOD_NOT_ALLOWED: "Only GET, HEAD and POST are supported.",
     HTTPStatus.REQUEST_URI_TOO_LONG: "The address is too long.",
     HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE: "The request has too many headers, or too long ones.",
-    HTTPStatus.HTTP_VERSION_NOT_SUPPORTED: "Only HTTP/1.0 and HTTP/1.1 are understood.",
+    HTTPStatus.HTTP_VERSION_NOT_SUPPORTED: "Only HTTP/1.0 and HTTP/1.1 are supported.",
 }
 
 
 class Refused(Exception):
-    """A request that is not answered; the message is one sentence for the person who made it."""
+    """A request that is refused; the message is one sentence for the person who sent it."""
 
-    def __init__(self, status: HTTPStatus, sentence: str) -> None:
-        super().__init__(sentence)
+    def __init__(self, status: HTTPStatus, message: str) -> None:
+        super().__init__(message)
         self.status = status
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What one client may take.
+    """Limits for all clients.
 
     Attributes:
-        body_bytes: of a POST, at most.
-        header_seconds: for all of a request before its body.
-        body_seconds: for all of a body, and for taking an answer.
-        requests: at once; a further one waits `wait_seconds` and is refused with 503 then.
+        body_bytes: of the body of a POST, at most.
+        header_seconds: for a whole request before its body.
+        body_seconds: for a whole body, and for receiving an answer.
+        requests: at the same time; the next one waits for `wait_seconds` and is then refused with 503.
     """
 
     body_bytes: int = 20_000_000
@@ -73,7 +73,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Reply:
-    """An answer: its body and media type."""
+    """An answer: body, media type and status."""
 
     body: bytes
     kind: str
@@ -82,23 +82,23 @@ class Reply:
 
 @dataclass(frozen=True)
 class Request:
-    """A request that has passed the server's checks.
+    """A request that has passed the checks of the server.
 
     Attributes:
         parameters: of the query string; none occurs twice.
-        body: of a POST; empty otherwise.
+        body: of a POST; otherwise empty.
     """
 
     parameters: Mapping[str, str]
     body: bytes = b""
 
     def only(self, *names: str) -> None:
-        """Refuse parameters that are none of `names`."""
+        """Refuse parameters other than `names`."""
         for name in self.parameters.keys() - set(names):
-            raise Refused(HTTPStatus.BAD_REQUEST, f"There is no parameter '{name[:40]}' here.")
+            raise Refused(HTTPStatus.BAD_REQUEST, f"Unknown parameter '{name[:40]}'.")
 
     def whole_number(self, name: str, low: int, high: int, default: int | None = None) -> int:
-        """A parameter as a whole number in low..high; refused where it is none, or missing without a default."""
+        """A parameter as a whole number in low..high; refused if it is not, or if it is missing without a default."""
         text = self.parameters.get(name)
         if text is None:
             if default is None:
@@ -118,17 +118,17 @@ def json_reply(content: Any, status: HTTPStatus = HTTPStatus.OK) -> Reply:
 
 
 class LocalServer(ThreadingHTTPServer):
-    """Answers by a table of addresses; a thread a request, `limits.requests` of them at most.
+    """Answers by a table of addresses, with one thread per request and at most `limits.requests` threads.
 
     Args:
-        host, port: where to listen; port 0 takes a free one (`server_port` says which).
-        get: what answers GET and HEAD, by path. A path from a request is looked up here and used for nothing else.
-        post: what answers POST, by path.
-        post_kinds: media types of a body that is taken, e.g. "image/*".
+        host, port: where to listen; 0: any free port (`server_port`).
+        get: functions that answer GET and HEAD, by path. The path of a request is only looked up here.
+        post: functions that answer POST, by path.
+        post_kinds: media types that a body may have, e.g. "image/*".
         limits: see `Limits`.
 
     Raises:
-        OSError: the address cannot be had.
+        OSError: it cannot listen there.
     """
 
     daemon_threads = True
@@ -151,13 +151,13 @@ class LocalServer(ThreadingHTTPServer):
         super().__init__((host, port), _Handler)
 
     def server_bind(self) -> None:
-        # HTTPServer's own looks the machine's name up in the DNS, which nothing here needs and which may take long.
+        # HTTPServer.server_bind looks up the name of the machine in the DNS: slow, and not needed here.
         socketserver.TCPServer.server_bind(self)
         self.server_name, self.server_port = self.host, self.server_address[1]
 
     @property
     def address(self) -> str:
-        """What to type into a browser."""
+        """The address to open in a browser."""
         host = "localhost" if self.host in ("", "0.0.0.0", "::") else self.host
         return f"http://{f'[{host}]' if ':' in host else host}:{self.server_port}/"
 
@@ -167,7 +167,7 @@ class LocalServer(ThreadingHTTPServer):
             return
         try:
             super().process_request(request, client_address)
-        except BaseException:  # no thread could be started: nothing else gives the place back
+        except BaseException:  # no thread was started that would release the place
             self._places.release()
             raise
 
@@ -178,7 +178,7 @@ class LocalServer(ThreadingHTTPServer):
             self._places.release()
 
     def _refuse(self, request: Any) -> None:
-        body = json_reply({"error": "Too many requests at once; try again in some seconds."}).body
+        body = json_reply({"error": "Too many requests at once; try again in a few seconds."}).body
         try:
             request.settimeout(0.1)
             request.sendall(
@@ -190,18 +190,18 @@ class LocalServer(ThreadingHTTPServer):
         self.shutdown_request(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        log.debug("A connection broke", exc_info=True)  # a client that went away; errors of ours are answered with 500
+        log.debug("A connection was lost", exc_info=True)  # the client has gone; our own errors are answered with 500
 
 
 class _Deadline(io.RawIOBase):
-    """Reads a socket until a point in time: a client that sends a byte now and then gets no further than any other."""
+    """Reads a socket until a fixed time, so that a client cannot hold it by sending single bytes."""
 
     def __init__(self, connection: socket.socket, seconds: float) -> None:
         self.connection = connection
         self.extend(seconds)
 
     def extend(self, seconds: float) -> None:
-        """From now on `seconds` are left."""
+        """Allow `seconds` from now."""
         self.end = time.monotonic() + seconds
 
     def readable(self) -> bool:
@@ -216,7 +216,7 @@ class _Deadline(io.RawIOBase):
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """One request a connection (HTTP/1.0), so that no idle connection takes a place."""
+    """One request per connection (HTTP/1.0), so that no idle connection takes a place."""
 
     server: LocalServer
     rfile: io.BufferedIOBase
@@ -233,7 +233,7 @@ class _Handler(BaseHTTPRequestHandler):
         super().finish()
         if not self._leave_unread:
             return
-        # Closing with bytes unread resets the connection, and a browser then shows a broken connection, not the reply.
+        # To close with unread bytes resets the connection; the browser would show a lost connection, not the reply.
         self.connection.shutdown(socket.SHUT_WR)
         end = time.monotonic() + _LINGER_SECONDS
         while (left := end - time.monotonic()) > 0:
@@ -257,7 +257,7 @@ class _Handler(BaseHTTPRequestHandler):
             answer = table.get(path)
             if answer is None:
                 if path in self.server.get or path in self.server.post:
-                    raise Refused(HTTPStatus.METHOD_NOT_ALLOWED, "This address is not for that method.")
+                    raise Refused(HTTPStatus.METHOD_NOT_ALLOWED, "This address does not support that method.")
                 raise Refused(HTTPStatus.NOT_FOUND, "There is nothing at this address.")
             parameters = _parameters(query)
             body = self._body() if self.command == "POST" else b""
@@ -268,15 +268,17 @@ class _Handler(BaseHTTPRequestHandler):
         except Exception:
             log.exception("%s %.200s could not be answered", self.command, self.path)
             reply = json_reply(
-                {"error": "The server made a mistake; its terminal says more."}, HTTPStatus.INTERNAL_SERVER_ERROR
+                {"error": "Internal error of the server; its terminal shows the details."},
+                HTTPStatus.INTERNAL_SERVER_ERROR,
             )
         self._send(reply)
 
     def _check_sender(self) -> None:
-        """Refuse what a page of another site could make a browser send.
+        """Refuse requests that a page of another site could make a browser send.
 
-        Host: a page whose name an attacker points to this machine (DNS rebinding) sends that name. So only numeric
-        addresses, localhost and the --host given are taken. Origin and Sec-Fetch-Site: a POST from another site.
+        Host: with DNS rebinding, an attacker lets the name of a site point to this machine, and the browser sends that
+        name. So only numeric addresses, localhost and the value of --host are accepted. Origin and Sec-Fetch-Site tell
+        that a POST comes from another site.
         """
         hosts = self.headers.get_all("Host", [])
         if len(hosts) != 1 or not self._is_own(hosts[0]):
@@ -305,7 +307,7 @@ class _Handler(BaseHTTPRequestHandler):
             raise Refused(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "Send the bytes of an image file.")
         lengths = self.headers.get_all("Content-Length", [])
         if "Transfer-Encoding" in self.headers or len(lengths) != 1 or not re.fullmatch(r"[0-9]{1,15}", lengths[0]):
-            raise Refused(HTTPStatus.LENGTH_REQUIRED, "The request does not say how long it is (Content-Length).")
+            raise Refused(HTTPStatus.LENGTH_REQUIRED, "The request does not state its length (Content-Length).")
         length, most = int(lengths[0]), self.server.limits.body_bytes
         if length > most:
             raise Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"The file is larger than {most / 1e6:g} MB.")
@@ -315,7 +317,7 @@ class _Handler(BaseHTTPRequestHandler):
         except TimeoutError:
             raise Refused(HTTPStatus.REQUEST_TIMEOUT, "The file took too long to arrive.") from None
         if len(body) < length:
-            raise Refused(HTTPStatus.BAD_REQUEST, "The file was cut short on the way.")
+            raise Refused(HTTPStatus.BAD_REQUEST, "The file arrived incomplete.")
         return body
 
     def _send(self, reply: Reply) -> None:
@@ -334,20 +336,20 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(reply.body)
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
-        """What http.server itself refuses: the same form as all other refusals, nothing of the request repeated."""
+        """Send the errors of http.server in the form of all others, without repeating the request."""
         status = HTTPStatus.METHOD_NOT_ALLOWED if code == HTTPStatus.NOT_IMPLEMENTED else HTTPStatus(code)
         self._leave_unread = True
-        self._send(json_reply({"error": _SENTENCES.get(status, "The request is malformed.")}, status))
+        self._send(json_reply({"error": _MESSAGES.get(status, "The request is malformed.")}, status))
 
     def log_message(self, format: str, *arguments: Any) -> None:
-        """Nothing: what is looked at is nobody else's business."""
+        """Log nothing, for privacy."""
 
 
 def _parameters(query: str) -> dict[str, str]:
     try:
         pairs = parse_qsl(query, True, True, errors="strict", max_num_fields=_MOST_PARAMETERS) if query else []
     except ValueError:
-        raise Refused(HTTPStatus.BAD_REQUEST, "The address is malformed behind the question mark.") from None
+        raise Refused(HTTPStatus.BAD_REQUEST, "The address is malformed after the question mark.") from None
     parameters = dict(pairs)
     if len(parameters) < len(pairs):
         raise Refused(HTTPStatus.BAD_REQUEST, "The address names a parameter twice.")

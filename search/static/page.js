@@ -1,14 +1,14 @@
 "use strict";
 
 const part = (id) => document.getElementById(id);
-const PAGE = 60;        // images of the collection on a page
+const PAGE = 60;        // images of the index on a page
 const COARSE = 33;      // pixels: smaller images are enlarged without smoothing
-const KEPT = 20;        // own images that the back button can return to
+const KEPT = 20;        // uploaded images that the back button can return to
 
 part("status").dataset.idle = part("status").textContent;
 
-let about = null;       // what /collection says of the index
-let searching = null;   // AbortController of the search that is under way
+let about = null;       // what /collection says about the index
+let searching = null;   // AbortController of the running search
 let browsing = null;
 let shownStart = null;
 let uploads = new Map();  // number → {file, address}
@@ -37,7 +37,7 @@ async function ask(address, options = {}) {
   return content;
 }
 
-// ---- What is shown lies in the address (row, k, start) and, for an own image, in the history's state. ----
+// ---- The address (row, k, start) and, for an uploaded image, the state of the history say what is shown. ----
 
 function whole(parameters, name) {
   const text = parameters.get(name);
@@ -177,7 +177,7 @@ async function search(now, focus) {
 
 async function post(now, signal) {
   const own = uploads.get(now.upload);
-  if (!own) throw new Error("That image is no longer here; choose it again.");
+  if (!own) throw new Error("This image is no longer available; choose it again.");
   if (about && own.file.size > about.most_bytes) throw new Error(`The file is larger than ${about.most_bytes / 1e6} MB.`);
   const kind = own.file.type.startsWith("image/") ? own.file.type : "application/octet-stream";
   return ask(`/search?k=${now.k}`, { method: "POST", body: own.file, headers: { "Content-Type": kind }, signal });
@@ -194,7 +194,7 @@ function searchWith(file) {
   go({ upload: number, row: null }, "results");
 }
 
-// ---- Collection ----
+// ---- Images of the index ----
 
 function page(link, start, now) {
   if (start === null) {
@@ -240,7 +240,7 @@ async function browse(now, focus) {
   if (focus) part("collection-title").focus();
 }
 
-// ---- What people do ----
+// ---- Events ----
 
 document.addEventListener("click", (event) => {
   const link = event.target.closest("a.tile, #previous, #next");
@@ -307,4 +307,4 @@ document.addEventListener("drop", (event) => {
 
 window.addEventListener("popstate", () => show());
 show();
-document.querySelector("main").classList.remove("starting"); // all places are taken now: nothing jumps
+document.querySelector("main").classList.remove("starting"); // the layout is complete and does not move any more

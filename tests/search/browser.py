@@ -1,4 +1,4 @@
-"""Chromium without a window, driven over the DevTools protocol: what a person sees and does, by a test."""
+"""Chromium without a window, driven over the DevTools protocol: for tests that use the page like a person."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _KEYS = {  # name → (code, virtual key, text)
 
 
 class Browser:
-    """One page. `problems` collects what the browser complains of: errors in scripts, on the console, of loading."""
+    """One page. `problems` collects errors of scripts, of the console and of loading."""
 
     def __init__(self, folder: Path, seconds: float = 60) -> None:
         import websocket

