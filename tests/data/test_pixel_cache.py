@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import logging
 import multiprocessing
 import os
 import pickle
 import shutil
 import threading
-import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +23,7 @@ from data.pixel_cache import CachedPixels, StaleCache
 from data.transform import AUGMENTATIONS, HEIGHT, draw_windows
 from tests import image_trees as trees
 from utils.errors import UserError
+from utils.log import log
 from utils.seeding import generator
 
 OPTIONS = {"image_size": 32, "num_query": 3}
@@ -79,7 +82,7 @@ def test_a_crop_reads_only_its_own_rows(tree: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_whole_images_and_their_sizes(tree: Path) -> None:
-    split, plain = (load_data("folder", tree, Options(cache=cache, **OPTIONS)) for cache in (True, False))
+    split, plain = (load_data("folder", tree, Options(cache=cache, **OPTIONS)) for cache in ("on", "off"))
     assert np.array_equal(split.database.source.sizes, plain.database.source.sizes)
     for one, two in zip(split.database.pixels(range(9)), plain.database.pixels(range(9)), strict=True):
         assert torch.equal(one, two)
@@ -88,10 +91,9 @@ def test_whole_images_and_their_sizes(tree: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize("off", [False, "off"])
-def test_without_cache_nothing_is_written(tree: Path, off: bool | str) -> None:
+def test_without_cache_nothing_is_written(tree: Path) -> None:
     before = sorted(tree.rglob("*"))
-    load_data("folder", tree, Options(cache=off, **OPTIONS))
+    load_data("folder", tree, Options(cache="off", **OPTIONS))
     assert sorted(tree.rglob("*")) == before
 
 
@@ -205,32 +207,49 @@ def test_two_processes_at_once(tree: Path) -> None:
     )
 
 
-def test_the_second_builder_waits_and_does_not_build(tree: Path, decoded: list[str]) -> None:
-    slow = pixel_cache.decode
+def test_the_second_builder_waits_and_does_not_build(
+    tree: Path, decoded: list[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The first of three builders decodes nothing before both others have said that they wait."""
+    decode = pixel_cache.decode
+    others_wait = threading.Event()
 
-    def decode(path: Path, side: int) -> np.ndarray:
-        time.sleep(0.02)
-        return slow(path, side)
+    class Waiting(logging.Handler):
+        count = 0
 
-    pixel_cache.decode = decode
+        def emit(self, record: logging.LogRecord) -> None:
+            if "Another run is building" in record.getMessage():
+                self.count += 1
+                if self.count == 2:
+                    others_wait.set()
+
+    def decode_later(path: Path, side: int) -> np.ndarray:
+        assert others_wait.wait(60)
+        return decode(path, side)
+
+    monkeypatch.setattr(pixel_cache, "decode", decode_later)
+    handler = Waiting()
+    log.addHandler(handler)
     try:
-        threads = [threading.Thread(target=load_data, args=("folder", tree), kwargs=OPTIONS) for _ in range(3)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        with caplog.at_level(logging.INFO), ThreadPoolExecutor(3) as executor:
+            runs = [executor.submit(load_data, "folder", tree, Options(**OPTIONS)) for _ in range(3)]
+            sums = [sum(images.double().sum().item() for images in batches(run.result())) for run in runs]
     finally:
-        pixel_cache.decode = slow
-    assert len(decoded) == 12
+        log.removeHandler(handler)
+    assert len(decoded) == 12 and len(set(sums)) == 1 and not list(tree.glob("*.part"))
 
 
-def test_a_file_system_without_locks(tree: Path, monkeypatch: pytest.MonkeyPatch, caplog) -> None:
+def test_a_file_system_without_locks(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def flock(*_: object) -> None:
-        raise OSError("no locks here")
+        raise OSError(errno.ENOSYS, "Function not implemented")
 
-    monkeypatch.setattr(pixel_cache.fcntl, "flock", flock)
-    load_data("folder", tree, Options(**OPTIONS))
-    assert "knows no locks" in caplog.text and (tree / NAME).is_file() and not list(tree.glob("*.part"))
+    monkeypatch.setattr("fcntl.flock", flock)
+    with pytest.warns(UserWarning, match="flock not supported"):
+        load_data("folder", tree, Options(**OPTIONS))
+    assert (tree / NAME).is_file() and not list(tree.glob("*.part"))
+    monkeypatch.setattr("fcntl.flock", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOLCK, "No locks available")))
+    with pytest.raises(UserError, match=r"No locks available\. Keep it in another folder with --cache DIR"):
+        load_data("folder", tree, Options(**(OPTIONS | {"image_size": 28})))
 
 
 def test_no_room_on_the_disk(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -252,7 +271,7 @@ def test_the_disk_fills_up(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_folder_that_cannot_be_written_to(tree: Path) -> None:
     with pytest.raises(UserError, match=r"cannot be read or written: Not a directory\..* --cache DIR"):
-        load_data("folder", tree, Options(cache=tree / "a" / "00.jpg", **OPTIONS))
+        load_data("folder", tree, Options(cache=str(tree / "a" / "00.jpg"), **OPTIONS))
 
 
 def test_a_cache_cut_short_while_it_is_read(tree: Path) -> None:
@@ -270,7 +289,7 @@ def test_files_that_change_while_they_are_read(tree: Path) -> None:
     with pytest.raises(UserError, match="has changed since the run began"):
         split.query[0]
     first.unlink()
-    with pytest.raises(UserError, match="could be read when the run began and cannot any more"):
+    with pytest.raises(UserError, match="could be read when the run began, but not any more"):
         split.query[0]
 
 
