@@ -16,7 +16,6 @@ from data.image_dataset import Split, make_split
 from data.options import Options
 from data.pixels import MemoryPixels
 from data.split import one_hot, per_class, stratified_split
-from data.transform import shorter_side_for
 from utils.errors import UserError
 from utils.log import log
 
@@ -65,15 +64,13 @@ def load_cifar10(root: Path, options: Options) -> Split:
     num_classes = len(train.classes)
     counts = [per_class(options.num_query or NUM_QUERY, num_classes, "cifar-10")] * num_classes
     query, database = stratified_split(targets, counts, options.seed, "cifar-10", train.classes)
-    image_size = options.image_size or 224
     return make_split(
         "cifar-10",
         MemoryPixels(pixels.permute(0, 3, 1, 2)),
         one_hot(targets, num_classes),
         query,
         database,
-        image_size=image_size,
-        shorter_side=shorter_side_for(image_size),
+        image_size=options.image_size or 224,
         class_names=train.classes,
         multi_label=False,
     )

@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import Dataset
 
 from data.pixels import PixelSource
-from data.transform import eval_windows
+from data.transform import eval_windows, shorter_side_for
 from utils.errors import UserError
 from utils.seeding import generator
 
@@ -115,7 +115,7 @@ def make_split(
     database: np.ndarray,
     *,
     image_size: int,
-    shorter_side: int,
+    shorter_side: int | None = None,
     class_names: list[str] | None,
     multi_label: bool,
 ) -> Split:
@@ -128,11 +128,13 @@ def make_split(
         source: n images.
         labels: float32 multi-hot [n, C].
         query, database: rows of the source, int64.
-        image_size, shorter_side, class_names, multi_label: see `ImageDataset` and `Split`.
+        image_size, class_names, multi_label: see `ImageDataset` and `Split`.
+        shorter_side: see `ImageDataset`; None: `shorter_side_for(image_size)`.
 
     Raises:
         UserError: no image of a half can be read.
     """
+    shorter_side = shorter_side or shorter_side_for(image_size)
     halves = []
     for what, rows in (("query", query), ("database", database)):
         good = rows[source.sizes[rows, 0] > 0]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data.decode import BadImage, decode
+from data.decode import BadImage, decode, decode_or_reason
 from data.options import Options
 from data.parallel import in_parallel
 from data.pixel_cache import open_cache
@@ -79,32 +79,6 @@ class FilePixels(PixelSource):
         return pixels[first:last]
 
 
-def decoded_sizes(
-    root: Path, names: Sequence[str], rows: list[int], shorter_side: int, threads: int
-) -> tuple[np.ndarray, dict[int, str]]:
-    """Decode the images `rows` once: (height, width) of each, int32 [n, 2], and why it cannot be read, by its row.
-
-    The size of an image that is not in `rows` or cannot be read is (0, 0).
-    """
-
-    def look(row: int) -> tuple[int, int] | str:
-        try:
-            height, width, _ = decode(root / names[row], shorter_side).shape
-            return height, width
-        except BadImage as error:
-            return str(error)
-
-    sizes = np.zeros((len(names), 2), dtype=np.int32)
-    reasons: dict[int, str] = {}
-    results = in_parallel(look, rows, threads=threads, count=len(rows), bar="Checking images")
-    for row, result in zip(rows, results, strict=True):
-        if isinstance(result, str):
-            reasons[row] = result
-        else:
-            sizes[row] = result
-    return sizes, reasons
-
-
 def open_images(root: Path, names: Sequence[str], cache_name: str, shorter_side: int, options: Options) -> PixelSource:
     """The pixels of image files. Every image has been decoded once; the size of a bad one is (0, 0).
 
@@ -124,9 +98,22 @@ def open_images(root: Path, names: Sequence[str], cache_name: str, shorter_side:
         judge_bad(root, names, missing, "error")
     source: PixelSource
     if options.cache == "off":
+        sizes, reasons = np.zeros((len(names), 2), dtype=np.int32), dict(missing)
         present = np.flatnonzero(stats[:, 0] >= 0).tolist()
-        sizes, unreadable = decoded_sizes(root, names, present, shorter_side, options.threads)
-        source, reasons = FilePixels(root, names, sizes, shorter_side), missing | unreadable
+        paths = (root / names[row] for row in present)
+        results = in_parallel(
+            lambda path: decode_or_reason(path, shorter_side),
+            paths,
+            threads=options.threads,
+            count=len(present),
+            bar="Checking images",
+        )
+        for row, result in zip(present, results, strict=True):
+            if isinstance(result, str):
+                reasons[row] = result
+            else:
+                sizes[row] = result.shape[:2]
+        source = FilePixels(root, names, sizes, shorter_side)
     else:
         folder = root if options.cache == "on" else Path(options.cache)
         path = folder / f"{cache_name}-{shorter_side}.pixels"

@@ -224,8 +224,7 @@ def split_of_files(
         UserError: see `open_images`; or no image of a half can be read.
     """
     image_size = options.image_size or IMAGE_SIZE
-    shorter_side = shorter_side_for(image_size)
-    source = open_images(folder, names, cache_name or name, shorter_side, options)
+    source = open_images(folder, names, cache_name or name, shorter_side_for(image_size), options)
     return make_split(
         name,
         source,
@@ -233,7 +232,6 @@ def split_of_files(
         query,
         database,
         image_size=image_size,
-        shorter_side=shorter_side,
         class_names=class_names,
         multi_label=multi_label,
     )

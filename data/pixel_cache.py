@@ -33,7 +33,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from data.decode import BadImage, decode
+from data.decode import decode_or_reason
 from data.parallel import in_parallel
 from data.pixels import PixelSource
 from utils.errors import UserError
@@ -161,17 +161,9 @@ def _fresh(path: Path, root: Path, names: Sequence[str], signatures: np.ndarray)
     if cached is None or not np.array_equal(cached.signatures, signatures):
         return None
     # The reason may have been a passing error of the disk: try these images again.
-    if any(_readable(root / names[row]) for row in cached.reasons):
+    if any(not isinstance(decode_or_reason(root / names[row], 1), str) for row in cached.reasons):
         return None
     return cached
-
-
-def _readable(path: Path) -> bool:
-    try:
-        decode(path, 1)
-    except BadImage:
-        return False
-    return True
 
 
 def _openable(path: Path, root: Path, names: Sequence[str]) -> CachedPixels | None:
@@ -215,10 +207,7 @@ def _build(
         old = known.get(int(signatures[row]))
         if old is not None and previous is not None and previous.sizes[old, 0]:
             return previous.read(old, 0, int(previous.sizes[old, 0]))
-        try:
-            return decode(root / names[row], shorter_side)
-        except BadImage as error:
-            return str(error)
+        return decode_or_reason(root / names[row], shorter_side)
 
     count = len(names)
     offsets, sizes = np.zeros(count, dtype="<u8"), np.zeros((count, 2), dtype="<i4")

@@ -42,13 +42,13 @@ def tree(tmp_path: Path) -> Path:
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the images that the cache decodes."""
     names: list[str] = []
-    real = pixel_cache.decode
+    real = pixel_cache.decode_or_reason
 
-    def decode(path: Path, side: int) -> np.ndarray:
+    def decode(path: Path, side: int) -> np.ndarray | str:
         names.append(path.name)
         return real(path, side)
 
-    monkeypatch.setattr(pixel_cache, "decode", decode)
+    monkeypatch.setattr(pixel_cache, "decode_or_reason", decode)
     return names
 
 
@@ -133,17 +133,15 @@ def test_a_longer_list_and_a_touched_file(tree: Path, decoded: list[str]) -> Non
 
 def test_what_the_disk_could_not_read_is_tried_again(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The reason that an image is bad may have been a passing one, which leaves no trace in the file's date."""
-    real = pixel_cache.decode
+    real = pixel_cache.decode_or_reason
 
-    def fail(path: Path, side: int) -> np.ndarray:
-        if path.name == "05.jpg":
-            raise pixel_cache.BadImage("Input/output error")
-        return real(path, side)
+    def fail(path: Path, side: int) -> np.ndarray | str:
+        return "Input/output error" if path.name == "05.jpg" else real(path, side)
 
-    monkeypatch.setattr(pixel_cache, "decode", fail)
+    monkeypatch.setattr(pixel_cache, "decode_or_reason", fail)
     for _ in range(2):
         assert len(load_data("folder", tree, Options(on_bad_image="skip", **OPTIONS)).database) == 8
-    monkeypatch.setattr(pixel_cache, "decode", real)
+    monkeypatch.setattr(pixel_cache, "decode_or_reason", real)
     assert len(load_data("folder", tree, Options(**OPTIONS)).database) == 9
 
 
@@ -180,7 +178,7 @@ def test_an_interrupted_build_leaves_the_old_cache(tree: Path, monkeypatch: pyte
     def interrupt(*_: object) -> np.ndarray:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pixel_cache, "decode", interrupt)
+    monkeypatch.setattr(pixel_cache, "decode_or_reason", interrupt)
     with pytest.raises(KeyboardInterrupt):
         load_data("folder", tree, Options(**OPTIONS))
     assert (tree / NAME).read_bytes() == before and not list(tree.glob("*.part"))
@@ -211,7 +209,7 @@ def test_the_second_builder_waits_and_does_not_build(
     tree: Path, decoded: list[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The first of three builders decodes nothing before both others have said that they wait."""
-    decode = pixel_cache.decode
+    decode = pixel_cache.decode_or_reason
     others_wait = threading.Event()
 
     class Waiting(logging.Handler):
@@ -223,11 +221,11 @@ def test_the_second_builder_waits_and_does_not_build(
                 if self.count == 2:
                     others_wait.set()
 
-    def decode_later(path: Path, side: int) -> np.ndarray:
+    def decode_later(path: Path, side: int) -> np.ndarray | str:
         assert others_wait.wait(60)
         return decode(path, side)
 
-    monkeypatch.setattr(pixel_cache, "decode", decode_later)
+    monkeypatch.setattr(pixel_cache, "decode_or_reason", decode_later)
     handler = Waiting()
     log.addHandler(handler)
     try:
