@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torchvision.datasets import CIFAR10
 
 from data import ImageDataset, Split
 
@@ -89,6 +88,7 @@ def cifar10_tree(root: Path, per_batch: int = 40, protocol: int = 2) -> np.ndarr
 
 def trust_cifar10(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Take the files of ``root/cifar-10-batches-py`` for the official ones."""
+    from torchvision.datasets import CIFAR10  # slow, and most tests need none
 
     def md5(name: str) -> str:
         return hashlib.md5((root / "cifar-10-batches-py" / name).read_bytes()).hexdigest()

@@ -9,7 +9,7 @@ import os
 import pickle
 import shutil
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -184,25 +184,14 @@ def test_an_interrupted_build_leaves_the_old_cache(tree: Path, monkeypatch: pyte
     assert (tree / NAME).read_bytes() == before and not list(tree.glob("*.part"))
 
 
-def _load(root: str, queue) -> None:
-    split = load_data("folder", root, Options(**OPTIONS))
-    queue.put([images.double().sum().item() for images in batches(split)])
+def _sums(root: str) -> list[float]:
+    return [images.double().sum().item() for images in batches(load_data("folder", root, Options(**OPTIONS)))]
 
 
 def test_two_processes_at_once(tree: Path) -> None:
-    context = multiprocessing.get_context("spawn")
-    queue = context.Queue()
-    processes = [context.Process(target=_load, args=(str(tree), queue)) for _ in range(2)]
-    for process in processes:
-        process.start()
-    sums = [queue.get(timeout=60) for _ in processes]
-    for process in processes:
-        process.join()
-    assert (
-        sums[0]
-        == sums[1]
-        == [images.double().sum().item() for images in batches(load_data("folder", tree, Options(**OPTIONS)))]
-    )
+    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as executor:
+        one, other = executor.map(_sums, [str(tree)] * 2)
+    assert one == other == _sums(str(tree))
 
 
 def test_the_second_builder_waits_and_does_not_build(
@@ -222,7 +211,7 @@ def test_the_second_builder_waits_and_does_not_build(
                     others_wait.set()
 
     def decode_later(path: Path, side: int) -> np.ndarray | str:
-        assert others_wait.wait(60)
+        assert others_wait.wait(600)
         return decode(path, side)
 
     monkeypatch.setattr(pixel_cache, "decode_or_reason", decode_later)
