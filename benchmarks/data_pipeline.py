@@ -1,37 +1,33 @@
-"""Images a second of the data pipeline, beside the usual way: Pillow and torchvision, one image at a time.
+"""Images per second of the data pipeline, beside the usual way: Pillow and torchvision, one image at a time.
 
-    python benchmarks/data_pipeline.py [--quick]
+    python -m benchmarks.data_pipeline [--quick] [--rounds 5]
 
-Every way makes the same batches of 64 training images of 224 x 224 (RandomResizedCrop, mirror image, normalised) from
-the same images, in turn within one run; a round's figure is images / seconds, the table has the median of the rounds.
-The JPEG files are 500 x 375 pixels, made here: smooth structure with film grain, about as many bytes as photos have.
+All ways make batches of 64 training images of 224 × 224 (RandomResizedCrop, mirror image, normalised) from the same
+images, in turn in one run. A round gives images / seconds; the table has the median of the rounds. The JPEG files have
+500 × 375 pixels and are made here: smooth structure with film grain, with about as many bytes as photos.
 
-- usual way: Dataset that opens the file with Pillow, torchvision transforms, DataLoader with 0 workers.
-- cold: `load_data` of the new collection (which decodes every image into the cache) and one pass over it.
-- warm: a pass when the cache is there.
-Threads: what torch uses by default (one a processor); a second figure has one thread only. The ratio is to the usual
-way with the number of threads that is the faster one for it. The usual way takes the first 128 images only: its images
-a second do not depend on how many there are, and on a busy machine it is slow.
+- usual way: a Dataset that opens the file with Pillow, torchvision transforms, DataLoader with 0 workers.
+- cold: `load_data` of the new dataset (which decodes every image into the cache) and one pass.
+- warm: a pass when the cache exists.
+Threads: as many as torch uses by default (one per processor); "1 thread" has one. The ratio is to the usual way with
+the faster of the two numbers of threads. The usual way takes only the first 128 images: its speed does not depend on
+the number of images, and on a busy machine it is slow.
 
-Two processes take turns. The usual way's has the C library's defaults. Ours keeps freed memory, as run.py has it do;
-what that alone does for the usual way is the line "usual way, freed memory kept".
+Two processes take turns. That of the usual way has the defaults of the C library. Ours keeps freed memory, as run.py
+does; the line "usual way, freed memory kept" shows the effect of this alone.
 """
 
 from __future__ import annotations
 
-import argparse
 import csv
-import logging
 import multiprocessing
 import os
-import pickle
 import platform
-import shutil
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -42,23 +38,89 @@ import torch
 import torchvision
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
+from torchvision import transforms
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from data import Options, load_data
+from data import ImageDataset, Options, load_data
 from data.data_loader import train_batches
-from data.transform import IMAGENET_MEAN, IMAGENET_STD
+from data.pixels import MemoryPixels
+from data.transform import IMAGENET_MEAN, IMAGENET_STD, shorter_side_for
+from utils.command import Parser, bounded, run_command
 from utils.devices import keep_freed_memory
 
 Ways: TypeAlias = dict[str, Callable[[], int]]
 
+NAME = "python -m benchmarks.data_pipeline"
 BATCH_SIZE = 64
+IMAGE_SIZE = 224
 USUAL_IMAGES = 128
 RESULTS = Path(__file__).resolve().parent.parent / "results" / "data_pipeline.csv"
 
 
+class UsualImages(Dataset[tuple[torch.Tensor, int]]):
+    """Opens and transforms one Pillow image at a time."""
+
+    def __init__(self, items: Sequence[Path] | np.ndarray) -> None:
+        """`items` are JPEG files, or pixels in memory as in torchvision's CIFAR10, uint8 [n, h, w, 3]."""
+        self.items = items
+        self.transform = transforms.Compose(
+            [
+                transforms.RandomResizedCrop(IMAGE_SIZE),
+                transforms.RandomHorizontalFlip(),
+                transforms.ToTensor(),
+                transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD),
+            ]
+        )
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        item = self.items[index]
+        if isinstance(item, Path):
+            with Image.open(item) as image:
+                return self.transform(image.convert("RGB")), index
+        return self.transform(Image.fromarray(item)), index
+
+
+def consume(batches: Iterable[Sequence[torch.Tensor]]) -> int:
+    """Take every batch as a training step would; returns the number of images."""
+    return sum(len(batch[0]) for batch in batches)
+
+
+def usual(items: Sequence[Path] | np.ndarray) -> int:
+    """A pass of the usual way; returns the number of images."""
+    return consume(DataLoader(UsualImages(items[:USUAL_IMAGES]), batch_size=BATCH_SIZE, shuffle=True))
+
+
+def ours(database: ImageDataset) -> int:
+    """A pass of this project; returns the number of images."""
+    rows = range(len(database))
+    return consume(train_batches(database, rows, batch_size=BATCH_SIZE, key=(0, "benchmark"), augment="crop-flip"))
+
+
+def with_one_thread(work: Callable[[], int]) -> int:
+    """`work()` with one torch thread."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return work()
+    finally:
+        torch.set_num_threads(before)
+
+
+def ways_of(items: Sequence[Path] | np.ndarray, database: ImageDataset) -> Ways:
+    """The ways that both kinds of images have."""
+    return {
+        "usual way": lambda: usual(items),
+        "usual way, 1 thread": lambda: with_one_thread(lambda: usual(items)),
+        "usual way, freed memory kept": lambda: usual(items),
+        "warm": lambda: ours(database),
+        "warm, 1 thread": lambda: with_one_thread(lambda: ours(database)),
+    }
+
+
 def photo_like(random: np.random.Generator) -> Image.Image:
-    """500 x 375 RGB: a sum of smooth structure at several scales, with grain."""
+    """500 × 375 RGB: a sum of smooth structure at several scales, with grain."""
     pixels = np.zeros((375, 500, 3), dtype=np.float32)
     for step, strength in ((100, 60), (30, 35), (8, 14)):
         coarse = random.normal(0, strength, (375 // step + 2, 500 // step + 2, 3)).astype(np.float32)
@@ -69,70 +131,8 @@ def photo_like(random: np.random.Generator) -> Image.Image:
     return Image.fromarray((pixels + 128).clip(0, 255).astype(np.uint8))
 
 
-class UsualFiles(Dataset):
-    """One JPEG opened, decoded and transformed at a time."""
-
-    def __init__(self, paths: list[Path]) -> None:
-        self.paths = paths
-        self.transform = usual_transform()
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-        with Image.open(self.paths[index]) as image:
-            return self.transform(image.convert("RGB")), index
-
-
-class UsualArrays(Dataset):
-    """CIFAR-10's way: pixels in memory, made a Pillow image and transformed one at a time."""
-
-    def __init__(self, pixels: np.ndarray) -> None:
-        self.pixels = pixels  # uint8 [n, 32, 32, 3]
-        self.transform = usual_transform()
-
-    def __len__(self) -> int:
-        return len(self.pixels)
-
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-        return self.transform(Image.fromarray(self.pixels[index])), index
-
-
-def usual_transform() -> Callable[[Image.Image], torch.Tensor]:
-    from torchvision import transforms
-
-    return transforms.Compose(
-        [
-            transforms.RandomResizedCrop(224),
-            transforms.RandomHorizontalFlip(),
-            transforms.ToTensor(),
-            transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD),
-        ]
-    )
-
-
-def consume(batches: Iterable) -> int:
-    """Take every batch as a training step would; returns the number of images."""
-    return sum(len(batch[0]) for batch in batches)
-
-
-def timed(work: Callable[[], int]) -> float:
-    """Images a second."""
-    start = time.perf_counter()
-    images = work()
-    return images / (time.perf_counter() - start)
-
-
-def with_threads(threads: int, work: Callable[[], int]) -> int:
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        return work()
-    finally:
-        torch.set_num_threads(before)
-
-
 def make_jpegs(folder: Path, count: int) -> None:
+    """`count` JPEG files in ten class folders."""
     random = np.random.default_rng(0)
     for index in range(count):
         path = folder / f"class{index % 10}" / f"{index}.jpg"
@@ -142,142 +142,109 @@ def make_jpegs(folder: Path, count: int) -> None:
     print(f"{count} JPEG files of 500 x 375 pixels, {mean_size / 1000:.0f} kB on average")
 
 
-def jpeg_ways(folder: Path) -> Ways:
-    paths = sorted(folder.rglob("*.jpg"))
+def jpeg_ways(folder: Path, count: int) -> Ways:
+    """The ways with image files."""
 
-    def usual() -> int:
-        return consume(DataLoader(UsualFiles(paths[:USUAL_IMAGES]), batch_size=BATCH_SIZE, shuffle=True))
-
-    def one_pass() -> int:
-        database = load_data("folder", folder, Options(num_query=10)).database
-        return ours(database, list(range(len(database))))
+    def database() -> ImageDataset:
+        return load_data("folder", folder, Options(num_query=10)).database
 
     def cold() -> int:
         for file in folder.glob("*.pixels*"):
             file.unlink()
-        return one_pass()
+        return ours(database())
 
-    database = load_data("folder", folder, Options(num_query=10)).database
-    rows = list(range(len(database)))
-    return {
-        "usual way": usual,
-        "usual way, 1 thread": lambda: with_threads(1, usual),
-        "usual way, freed memory kept": usual,
-        "cold": cold,
-        "warm": lambda: ours(database, rows),
-        "warm, 1 thread": lambda: with_threads(1, lambda: ours(database, rows)),
-    }
+    return {"cold": cold, **ways_of(sorted(folder.rglob("*.jpg")), database())}
 
 
-def make_cifar10(folder: Path, count: int) -> None:
-    random = np.random.default_rng(1)
-    target = folder / "cifar-10-batches-py"
-    target.mkdir()
-    for name in [*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"]:
-        data = random.integers(0, 256, (count // 6, 3072), dtype=np.uint8)
-        batch = {"data": data, "labels": [index % 10 for index in range(len(data))]}
-        (target / name).write_bytes(pickle.dumps(batch))
+def small_ways(folder: Path, count: int) -> Ways:
+    """The ways with `count` images in memory, of the size of CIFAR-10's."""
+    pixels = np.random.default_rng(1).integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
+    source = MemoryPixels(torch.from_numpy(pixels).permute(0, 3, 1, 2))
+    labels = torch.zeros(count, 10)
+    return ways_of(pixels, ImageDataset(source, np.arange(count), labels, IMAGE_SIZE, shorter_side_for(IMAGE_SIZE)))
 
 
-def cifar10_ways(folder: Path) -> Ways:
-    database = load_data("cifar-10", folder, Options(num_query=10)).database
-    rows = list(range(len(database)))
-    pixels = np.stack([image.permute(1, 2, 0).numpy() for image in database.pixels(rows)])
-
-    def usual() -> int:
-        return consume(DataLoader(UsualArrays(pixels[:USUAL_IMAGES]), batch_size=BATCH_SIZE, shuffle=True))
-
-    return {
-        "usual way": usual,
-        "usual way, 1 thread": lambda: with_threads(1, usual),
-        "usual way, freed memory kept": usual,
-        "warm": lambda: ours(database, rows),
-        "warm, 1 thread": lambda: with_threads(1, lambda: ours(database, rows)),
-    }
+IMAGES = {"JPEG 500x375": jpeg_ways, "CIFAR-10 size": small_ways}
 
 
-def ours(database, rows: list[int]) -> int:
-    return consume(train_batches(database, rows, batch_size=BATCH_SIZE, key=(0, "benchmark"), augment="crop-flip"))
-
-
-COLLECTIONS = {"JPEG 500x375": (make_jpegs, jpeg_ways), "CIFAR-10 size": (make_cifar10, cifar10_ways)}
-
-
-def work(collection: str, folder: Path, keep: bool, connection: Connection) -> None:
-    """A process: tells its ways, then goes one each time it is asked and answers with images a second."""
-    logging.getLogger("data").setLevel(logging.ERROR)
+def serve(images: str, folder: Path, count: int, keep: bool, connection: Connection) -> None:
+    """A process: sends the names of its ways, then runs one for each name received and sends images per second."""
     if keep:
         keep_freed_memory()
-    ways = COLLECTIONS[collection][1](folder)
+    ways = IMAGES[images](folder, count)
     connection.send(list(ways))
     while name := connection.recv():
-        connection.send(timed(ways[name]))
+        start = time.perf_counter()
+        made = ways[name]()
+        connection.send(made / (time.perf_counter() - start))
 
 
 @contextmanager
-def process(collection: str, folder: Path, keep: bool) -> Iterator[Connection]:
+def process(images: str, folder: Path, count: int, keep: bool) -> Iterator[Connection]:
+    """The connection to a process that runs `serve`."""
     context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    worker = context.Process(target=work, args=(collection, folder, keep, theirs), daemon=True)
+    here, there = context.Pipe()
+    worker = context.Process(target=serve, args=(images, folder, count, keep, there), daemon=True)
     worker.start()
-    theirs.close()
-    yield ours
-    ours.send("")
+    there.close()
+    yield here
+    here.send("")
     worker.join()
 
 
-def measure(collection: str, folder: Path, rounds: int) -> dict[str, list[float]]:
-    """Images a second of each way, `rounds` times in turn after two rounds that do not count."""
-    with process(collection, folder, keep=False) as plain, process(collection, folder, keep=True) as kept:
+def measure(images: str, folder: Path, count: int, rounds: int) -> dict[str, list[float]]:
+    """Images per second of each way, `rounds` times in turn after two rounds that do not count."""
+    with process(images, folder, count, keep=False) as plain, process(images, folder, count, keep=True) as kept:
         names = plain.recv()
         kept.recv()
-        figures: dict[str, list[float]] = {name: [] for name in names}
+        speeds: dict[str, list[float]] = {name: [] for name in names}
         for turn in range(2 + rounds):
             for name in names:
                 one = plain if name in ("usual way", "usual way, 1 thread") else kept
                 one.send(name)
                 value = one.recv()
-                if turn >= 2:  # before, file cache and allocators
-                    figures[name].append(value)
-    return figures
+                if turn >= 2:  # before that, the file cache and the allocators are not warm
+                    speeds[name].append(value)
+    return speeds
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Images a second of the data pipeline, beside the usual way.")
-    parser.add_argument("--quick", action="store_true", help="fewer images; results/ is left alone")
-    parser.add_argument("--rounds", type=int, default=5)
+def work() -> None:
+    """Measure, print and write the results."""
+    parser = Parser(prog=NAME, description="Images per second of the data pipeline, beside the usual way.")
+    parser.add_argument("--quick", action="store_true", help="fewer images; results/ does not change")
+    parser.add_argument("--rounds", type=bounded(int, 1), default=5, help="rounds that count [5]")
     arguments = parser.parse_args()
-    jpegs, small = (128, 600) if arguments.quick else (320, 1200)
     rows = []
-    for collection, count in zip(COLLECTIONS, (jpegs, small), strict=True):
-        folder = Path(tempfile.mkdtemp())
-        try:
-            COLLECTIONS[collection][0](folder, count)
-            figures = measure(collection, folder, arguments.rounds)
-        finally:
-            shutil.rmtree(folder)
-        # On a busy machine two threads that wait for each other can be slower than one: compare with the better.
-        usual = max(figures["usual way"], figures["usual way, 1 thread"], key=statistics.median)
-        for name, values in figures.items():
-            ratio = statistics.median(value / base for value, base in zip(values, usual, strict=True))
-            rows.append([collection, name, f"{statistics.median(values):.0f}", f"{min(values):.0f}",
-                         f"{max(values):.0f}", f"{ratio:.1f}"])  # fmt: skip
+    for images, count in zip(IMAGES, (128, 600) if arguments.quick else (320, 1200), strict=True):
+        with tempfile.TemporaryDirectory() as folder:
+            if images == "JPEG 500x375":
+                make_jpegs(Path(folder), count)
+            speeds = measure(images, Path(folder), count, arguments.rounds)
+        # On a busy machine two threads that wait for each other can be slower than one: compare with the faster.
+        usual_speeds = max(speeds["usual way"], speeds["usual way, 1 thread"], key=statistics.median)
+        for name, values in speeds.items():
+            ratio = statistics.median(value / base for value, base in zip(values, usual_speeds, strict=True))
+            three = (f"{value:.0f}" for value in (statistics.median(values), min(values), max(values)))
+            rows.append([images, name, *three, f"{ratio:.1f}"])
     header = ["collection", "way", "images/s (median)", "min", "max", "times the usual way"]
-    table = [header, *rows]
-    widths = [max(len(row[column]) for row in table) for column in range(len(header))]
-    for row in table:
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    for row in [header, *rows]:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)))
-    print(f"n = {arguments.rounds} rounds, {os.cpu_count()} processors, torch {torch.__version__}, "
-          f"torchvision {torchvision.__version__}, Pillow {Image.__version__}")  # fmt: skip
+    about = {
+        "rounds": arguments.rounds,
+        "processors": os.cpu_count(),
+        "machine": platform.machine(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "pillow": Image.__version__,
+    }
+    print(", ".join(f"{key} {value}" for key, value in about.items()))
     if not arguments.quick:
-        RESULTS.parent.mkdir(exist_ok=True)
         with RESULTS.open("w", newline="") as file:
             writer = csv.writer(file, lineterminator="\n")
-            writer.writerow([*header, "rounds", "processors", "machine", "torch", "torchvision", "pillow"])
-            about = [arguments.rounds, os.cpu_count(), platform.machine(), torch.__version__,
-                     torchvision.__version__, Image.__version__]  # fmt: skip
-            writer.writerows([*row, *about] for row in rows)
+            writer.writerow([*header, *about])
+            writer.writerows([*row, *about.values()] for row in rows)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(NAME, work))

@@ -1,4 +1,4 @@
-"""Datasets: `load_data` gives queries and database of any of `DATASETS` by the protocol of docs/datasets.md."""
+"""Datasets: `load_data` loads any of `DATASETS` and splits it by the protocol in docs/datasets.md."""
 
 from __future__ import annotations
 

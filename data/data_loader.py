@@ -1,8 +1,8 @@
 """Batches: (images float32 [N, 3, S, S], labels float32 [N, C], index int64 [N]).
 
-What a batch holds depends on its key alone: order, crops and mirror images are drawn for the whole pass before the
-first batch is made. Threads only share out the work. An index is a row of the dataset; it stays on the CPU, where
-it can index a tensor on any device.
+The content of a batch depends only on the key: order, crops and mirror images are drawn for the whole pass before the
+first batch is made. Threads only share the work. An index is a position in the dataset; it stays on the CPU, where it
+can index a tensor on any device.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from utils.seeding import generator
 Batch: TypeAlias = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 _AHEAD = 2  # batches made ahead of the one in use
-_PARTS = 4  # parts of a batch for each thread
-# Pixels a side from which on a CPU makes augmented batches of images in memory as a whole. Smaller images cost next to
-# nothing beside a training step, and one at a time their pixels are torchvision's to the bit.
+_PARTS = 4  # parts of a batch per thread
+# From this side in pixels on, a CPU makes augmented batches of images in memory as a whole. Smaller images cost little
+# compared with a training step, and made one at a time they have exactly the pixels of torchvision.
 _WHOLE_FROM = 128
 
 
 class _Buffers:
-    """Memory for batches on the CPU, used again once no tensor looks at it any more.
+    """Memory for batches on the CPU, used again as soon as no tensor needs it.
 
-    Fresh memory costs a page fault every 4 KiB, which for a batch of 64 takes as long as a good part of the work.
+    New memory costs a page fault per 4 KiB, which for a batch of 64 takes a large part of the time.
     """
 
     def __init__(self, shape: tuple[int, ...]) -> None:
@@ -46,13 +46,13 @@ class _Buffers:
         """float32 [count, ...], not initialised."""
         memory = self._free.pop() if self._free else np.empty(self._shape, dtype=np.float32)
         view = memory[:count]
-        # The tensor's storage keeps `view` alive; when the last tensor on it goes, the memory is free again.
+        # The storage of the tensor keeps `view` alive; when its last tensor is deleted, the memory is free again.
         weakref.finalize(view, self._free.append, memory).atexit = False
         return torch.from_numpy(view)
 
 
 class BatchLoader:
-    """An iterable of batches with a length. Iterating again gives the same batches again."""
+    """An iterable of batches with a length. Each iteration gives the same batches."""
 
     def __init__(
         self,
@@ -66,10 +66,17 @@ class BatchLoader:
         num_batches: int | None = None,
         whole: bool = False,
     ) -> None:
-        """`index` is int64 [n] in the order of the batches, `table` the n windows (transform.py).
+        """See `train_batches` for the other arguments.
 
-        `num_batches` cuts it into so many batches of sizes as even as can be, in place of full ones and a remainder.
-        `whole` makes each batch as a whole, by all torch threads when it is asked for; needs images in memory.
+        Args:
+            dataset: the images.
+            index: positions in the dataset in the order of the batches, int64 [n].
+            table: their windows, int64 [n, 9] (data/transform.py).
+            num_batches: make this many batches of nearly equal sizes, instead of full ones and a remainder.
+            whole: make each batch as a whole, with all torch threads, when it is needed; for images in memory only.
+
+        Raises:
+            UserError: `batch_size` is below 1.
         """
         if batch_size < 1:
             raise UserError(f"--batch-size must be 1 or more, not {batch_size}.")
@@ -110,7 +117,7 @@ class BatchLoader:
                     batch = self._finish(images, index)
                     del images
                     yield batch
-                    del batch  # the caller's tensors alone decide when the memory is free
+                    del batch  # only the caller's tensors decide when the memory is free
             finally:
                 executor.shutdown(wait=True, cancel_futures=True)
 
@@ -142,7 +149,7 @@ class BatchLoader:
         else:
             images = buffers.take(len(rows))
         out = images.numpy()
-        # Several parts a thread: where the system holds one thread up, the others take over its share.
+        # Several parts per thread: if the system delays one thread, the others take over its share.
         cuts = np.linspace(0, len(rows), min(_PARTS * threads, len(rows)) + 1).astype(int)
         parts = [
             executor.submit(self.dataset.source.fill, rows[low:high], table[low:high], out[low:high])
@@ -182,17 +189,21 @@ def train_batches(
     """One pass over ``dataset[indices]``, shuffled and augmented; the last, smaller batch is kept.
 
     Args:
-        indices: rows of the dataset, int64 [n].
-        key: of `utils.seeding.generator`. The same key gives the same batches to the last bit, another key others.
-        augment: "crop-flip": RandomResizedCrop(S) and a mirror image of every second one, torchvision's law;
+        dataset: the images.
+        indices: positions in the dataset, int64 [n].
+        batch_size: images per batch.
+        key: of `utils.seeding.generator`. The same key gives exactly the same batches.
+        augment: "crop-flip": RandomResizedCrop(S) and mirroring with probability 1/2, with torchvision's defaults;
             "crop": 60 to 100 % of the area, width / height 9/10 to 10/9, never mirrored; "none": as in evaluation.
-        num_workers: threads that make batches ahead; 0: a batch is made when it is asked for, by all torch threads.
-            Augmented images of 128 pixels or more that come from memory are made that way whatever it is.
+        device: of images and labels.
+        num_workers: threads that make batches ahead; 0: a batch is made when it is needed, with all torch threads, and
+            so are augmented images in memory of 128 pixels or more with any number.
         channels_last: images in torch.channels_last memory format.
-        share: (i, n) gives every n-th image from the i-th on, in as many batches as every other share has.
+        share: (i, n) gives every n-th image from the i-th on, in the same number of batches as every other share.
 
     Raises:
-        UserError: an augmentation or batch size that there is not.
+        UserError: an unknown augmentation or a batch size below 1.
+        IndexError: a position is outside of the dataset.
     """
     if augment not in AUGMENTATIONS:
         raise UserError(f"--augment must be one of {', '.join(AUGMENTATIONS)}, not {augment!r}.")
@@ -200,11 +211,11 @@ def train_batches(
     random = generator(*key)
     index = index[torch.randperm(len(index), generator=random)]
     rows = dataset.rows[index.numpy()]
-    law = AUGMENTATIONS[augment]
-    if law is None:
+    crop = AUGMENTATIONS[augment]
+    if crop is None:
         table = dataset.eval_windows(rows)
     else:
-        table = draw_windows(dataset.source.sizes[rows], dataset.image_size, law, random)
+        table = draw_windows(dataset.source.sizes[rows], dataset.image_size, crop, random)
     part, parts = share
     num_batches = None
     if parts > 1:
@@ -219,7 +230,7 @@ def train_batches(
         num_workers,
         channels_last,
         num_batches,
-        whole=law is not None and dataset.image_size >= _WHOLE_FROM,
+        whole=crop is not None and dataset.image_size >= _WHOLE_FROM,
     )
 
 
@@ -232,7 +243,7 @@ def eval_batches(
     num_workers: int = 0,
     channels_last: bool = False,
 ) -> BatchLoader:
-    """The dataset (or ``dataset[indices]``) in order, Resize(256 S / 224) and CenterCrop(S); see `train_batches`."""
+    """``dataset[indices]``, or all of it, in order: Resize(256 S / 224) and CenterCrop(S); see `train_batches`."""
     index = _as_index(dataset, indices)
     table = dataset.eval_windows(dataset.rows[index.numpy()])
     return BatchLoader(dataset, index, table, batch_size, device, num_workers, channels_last)

@@ -1,6 +1,6 @@
-"""The embedded dataset: 1,797 handwritten digits of 8 x 8 grey pixels that scikit-learn ships; no download.
+"""Digits: the 1,797 handwritten digits of 8 × 8 grey pixels that are part of scikit-learn; no download.
 
-300 of them, 30 a class, drawn by the seed, are queries; the other 1,497 are the database.
+300 images, 30 per class, drawn by the seed, are the queries; the other 1,497 are the database.
 """
 
 from __future__ import annotations
@@ -21,11 +21,15 @@ NUM_CLASSES = 10
 
 
 def load_digits(root: Path, options: Options) -> Split:
-    """The digits as RGB, enlarged (bilinear) to S x S once; evaluation sees them whole, there is no border to cut.
+    """The digits as RGB, enlarged (bilinear) to S × S once; evaluation sees the whole image, without a central crop.
 
-    `root` is not used.
+    https://scikit-learn.org/stable/modules/generated/sklearn.datasets.load_digits.html; `root` is not used.
+
+    Raises:
+        UserError: --num-query is not a multiple of 10, or leaves no database.
     """
-    from sklearn.datasets import load_digits as sklearn_digits  # slow to import: only where it is wanted
+    # Slow to import, and the other datasets do not need it.
+    from sklearn.datasets import load_digits as sklearn_digits
 
     image_size = options.image_size or IMAGE_SIZE
     digits = sklearn_digits()

@@ -1,20 +1,18 @@
-"""Images that are both query and database: they make a retrieval figure look better than it is."""
+"""Images that are both query and database; they make retrieval metrics look better than they are."""
 
 from __future__ import annotations
 
 import hashlib
-import logging
 
 from data.image_dataset import ImageDataset, Split
 from data.parallel import in_parallel
+from utils.log import log
 
-logger = logging.getLogger(__name__)
-
-_NAMED = 10
+_NAMED = 10  # duplicates that the log names; it counts the others
 
 
 def content_hashes(dataset: ImageDataset, threads: int) -> list[bytes]:
-    """A hash of each image's content: of its file where there are files, of its pixels otherwise."""
+    """A hash of the content of each image: of its file where there are files, otherwise of its pixels."""
     source = dataset.source
 
     def digest(row: int) -> bytes:
@@ -28,7 +26,7 @@ def content_hashes(dataset: ImageDataset, threads: int) -> list[bytes]:
 
 
 def find_duplicates(split: Split, threads: int = 1) -> list[tuple[int, int]]:
-    """Pairs (query, database) of images with the same content, the first such database image of each query."""
+    """Pairs (query, database) of positions of images with the same content; of each query the first such image."""
     first: dict[bytes, int] = {}
     for row, key in enumerate(content_hashes(split.database, threads)):
         first.setdefault(key, row)
@@ -37,17 +35,17 @@ def find_duplicates(split: Split, threads: int = 1) -> list[tuple[int, int]]:
 
 
 def report_duplicates(split: Split, threads: int = 1) -> list[tuple[int, int]]:
-    """`find_duplicates`, said in the log: how many queries, the first ten by name."""
+    """Log how many queries are in the database too, and the first ten by name; returns `find_duplicates`."""
     pairs = find_duplicates(split, threads)
     if not pairs:
-        logger.info("%s: no image is both query and database", split.name)
+        log.info("%s: no image is both query and database", split.name)
         return pairs
     query, database = split.query.paths, split.database.paths
     shown = ", ".join(
         f"{query[one] if query else f'query {one}'} = {database[other] if database else f'database {other}'}"
         for one, other in pairs[:_NAMED]
     )
-    logger.warning(
+    log.warning(
         "%s: %d of %d queries are in the database too: %s%s",
         split.name,
         len(pairs),

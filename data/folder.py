@@ -1,4 +1,4 @@
-"""A user's own images in one folder a class; a share of each class is held out as queries."""
+"""Your own images, one folder per class; a share of each class is held out as queries."""
 
 from __future__ import annotations
 
@@ -17,11 +17,61 @@ from utils.errors import UserError
 QUERY_SHARE = 0.1
 
 
-def query_counts(sizes: np.ndarray, num_query: int | None, query_share: float) -> list[int]:
-    """Queries a class: `query_share` of each, at least one; or `num_query` in all, in proportion to the sizes.
+def class_folders(root: Path) -> list[str]:
+    """Names of the folders in `root`, sorted, without hidden ones.
 
-    In proportion: shares are rounded down and the remaining queries go to the largest remainders, the earlier class
-    first.
+    Raises:
+        UserError: `root` cannot be read or has no folders.
+    """
+    try:
+        names = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith("."))
+    except OSError as error:
+        raise UserError(f"{root} cannot be read: {error.strerror or error}.") from error
+    if not names:
+        raise UserError(f"{root} has no folders; it needs one folder of images per class.")
+    return names
+
+
+def images_below(root: Path, folder: str) -> list[str]:
+    """The images in ``root/folder`` at any depth, by the extensions of their names: sorted, relative to `root`.
+
+    Hidden files and folders are left out.
+    """
+    found = []
+    for place, folders, files in os.walk(root / folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in files:
+            if not name.startswith(".") and os.path.splitext(name)[1].lower() in EXTENSIONS:
+                found.append(Path(place, name).relative_to(root).as_posix())
+    return sorted(found)
+
+
+def images_of_classes(root: Path, classes: list[str]) -> tuple[list[str], np.ndarray]:
+    """The images of all classes, class by class: n names relative to `root`, class numbers int64 [n].
+
+    Raises:
+        UserError: a class has no images; the message names it.
+    """
+    names: list[str] = []
+    targets: list[int] = []
+    for label, folder in enumerate(classes):
+        found = images_below(root, folder)
+        if not found:
+            raise UserError(f"{root / folder} has no images; add images or remove the folder.")
+        names += found
+        targets += [label] * len(found)
+    return names, np.array(targets, dtype=np.int64)
+
+
+def query_counts(sizes: np.ndarray, num_query: int | None, query_share: float) -> list[int]:
+    """Number of queries of each class: `query_share` of it, at least 1; or a share of `num_query` by its size.
+
+    By size: shares are rounded down, and the remaining queries go to the largest remainders, the earlier class first.
+
+    Args:
+        sizes: images per class, int [C].
+        num_query: number of queries of all classes together, or None.
+        query_share: used where `num_query` is None.
     """
     if num_query is None:
         return [max(1, int(size * query_share)) for size in sizes.tolist()]
@@ -33,66 +83,28 @@ def query_counts(sizes: np.ndarray, num_query: int | None, query_share: float) -
 
 
 def load_folder(root: Path, options: Options) -> Split:
-    """Images below ``root/<class>/``, of any kind that Pillow reads; classes in alphabetical order.
+    """Images in ``root/<class>/``, of any format that Pillow reads; classes in alphabetical order.
 
-    `options.query_share` of each class is held out as queries; `options.num_query` overrides it.
+    --query-share of each class is held out as queries; --num-query overrides it.
 
     Raises:
-        UserError: no class folders, or a class without images or with too few.
+        UserError: there are no class folders, or a class has no images or too few.
     """
     classes = class_folders(root)
     names, targets = images_of_classes(root, classes)
-    sizes = np.bincount(targets, minlength=len(classes))
     if options.num_query is not None and options.num_query >= len(names):
-        raise UserError(f"{root} holds {len(names)} images, --num-query {options.num_query} leaves no database.")
+        raise UserError(f"--num-query {options.num_query} leaves no database: {root} has {len(names)} images.")
+    sizes = np.bincount(targets, minlength=len(classes))
     counts = query_counts(sizes, options.num_query, options.query_share or QUERY_SHARE)
-    query, database = stratified_split(np.array(targets), counts, options.seed, str(root), classes)
+    query, database = stratified_split(targets, counts, options.seed, str(root), classes)
     return split_of_files(
         "folder",
         root,
         names,
-        one_hot(np.array(targets), len(classes)),
+        one_hot(targets, len(classes)),
         query,
         database,
         options,
         class_names=classes,
         multi_label=False,
     )
-
-
-def class_folders(root: Path) -> list[str]:
-    """Names of the folders in `root`, sorted, hidden ones left out; UserError where there is none."""
-    try:
-        names = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith("."))
-    except OSError as error:
-        raise UserError(f"{root} cannot be read: {error.strerror or error}.") from error
-    if not names:
-        raise UserError(f"{root} holds no folders: it needs one folder of images for each class.")
-    return names
-
-
-def images_below(root: Path, folder: str) -> list[str]:
-    """Every image below ``root/folder``, at any depth, by its file's extension: sorted names relative to `root`.
-
-    Hidden files and files of other kinds are left out.
-    """
-    found = []
-    for place, folders, files in os.walk(root / folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in files:
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in EXTENSIONS:
-                found.append(Path(place, name).relative_to(root).as_posix())
-    return sorted(found)
-
-
-def images_of_classes(root: Path, classes: list[str]) -> tuple[list[str], list[int]]:
-    """(names relative to root, class of each), class by class; UserError names a class without images."""
-    names: list[str] = []
-    targets: list[int] = []
-    for label, folder in enumerate(classes):
-        found = images_below(root, folder)
-        if not found:
-            raise UserError(f"{root / folder} holds no image: add images or take the folder away.")
-        names += found
-        targets += [label] * len(found)
-    return names, targets

@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import Dataset
 
 from data.pixels import PixelSource
-from data.transform import eval_windows
+from data.transform import eval_windows, shorter_side_for
 from utils.errors import UserError
 from utils.seeding import generator
 
@@ -18,14 +18,14 @@ from utils.seeding import generator
 class ImageDataset(Dataset[tuple[torch.Tensor, torch.Tensor, int]]):
     """Some rows of a pixel source with their labels.
 
-    ``dataset[i]`` is (image float32 [3, S, S], label float32 [C], i), the image resized, cut in the middle and
-    normalised by the mean and standard deviation of ImageNet.
+    ``dataset[i]`` is (image float32 [3, S, S], label float32 [C], i). The image is resized, cropped in the centre and
+    normalised with the mean and standard deviation of ImageNet.
 
     Attributes:
         labels: float32 multi-hot [n, C].
-        image_size: S, pixels.
-        shorter_side: pixels of the shorter side after Resize, before the central crop.
-        source, rows: the pixel source and the rows of it that belong here (int64 [n]).
+        image_size: S in pixels.
+        shorter_side: shorter side in pixels after Resize, before the central crop.
+        source, rows: the pixel source and the rows of it that belong to this dataset (int64 [n]).
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class ImageDataset(Dataset[tuple[torch.Tensor, torch.Tensor, int]]):
         return len(self.rows)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor, int]:
-        position = range(len(self))[index]  # negative positions and IndexError, as a list has them
+        position = range(len(self))[index]  # negative positions and IndexError, as in a list
         rows = self.rows[position : position + 1]
         image = torch.empty(1, 3, self.image_size, self.image_size, dtype=torch.float32)
         self.source.fill(rows, self.eval_windows(rows), image.numpy())
@@ -53,13 +53,13 @@ class ImageDataset(Dataset[tuple[torch.Tensor, torch.Tensor, int]]):
         return eval_windows(self.source.sizes[rows], self.image_size, self.shorter_side)
 
     def subset(self, positions: np.ndarray) -> ImageDataset:
-        """The images at `positions` (int64 [m]) alone, over the same pixels."""
+        """Only the images at `positions` (int64 [m]), with the same pixel source."""
         labels = self.labels[torch.from_numpy(positions)]
         return ImageDataset(self.source, self.rows[positions], labels, self.image_size, self.shorter_side)
 
     @property
     def paths(self) -> list[str] | None:
-        """A file name an image, None where there are no files."""
+        """One file name per image; None where there are no files."""
         names = self.source.names
         return None if names is None else [names[row] for row in self.rows.tolist()]
 
@@ -75,10 +75,10 @@ class Split:
     Attributes:
         query, database: the two halves; the database is also the training pool.
         num_classes: C, the width of the labels.
-        class_names: a name a column of the labels, None where nothing names them.
+        class_names: one name per label column; None where they have no names.
         multi_label: whether an image may have several labels.
         name: the dataset's name, as given to `load_data`.
-        validation: images held out of the database to select the iteration on (`hold_out`), or None.
+        validation: images held out of the database, which select the iteration (`hold_out`), or None.
     """
 
     query: ImageDataset
@@ -91,7 +91,7 @@ class Split:
 
 
 def hold_out(split: Split, number: int, seed: int) -> Split:
-    """The split with `number` database images, drawn by the seed, held out: neither trained on nor searched.
+    """The split with `number` database images, drawn by the seed, held out: they are neither trained on nor searched.
 
     Raises:
         UserError: fewer than two images would stay in the database.
@@ -115,18 +115,30 @@ def make_split(
     database: np.ndarray,
     *,
     image_size: int,
-    shorter_side: int,
+    shorter_side: int | None = None,
     class_names: list[str] | None,
     multi_label: bool,
 ) -> Split:
-    """A `Split` of the rows `query` and `database` of one source; `labels` float32 [n, C] of the whole source.
+    """A `Split` of one pixel source.
 
-    Images that cannot be read (size 0) are left out here, after the draw: one bad file changes no other image's side.
+    Images that cannot be read (size 0) are left out here, after the draw, so that no other image changes its side.
+
+    Args:
+        name: of the dataset.
+        source: n images.
+        labels: float32 multi-hot [n, C].
+        query, database: rows of the source, int64.
+        image_size, class_names, multi_label: see `ImageDataset` and `Split`.
+        shorter_side: see `ImageDataset`; None: `shorter_side_for(image_size)`.
+
+    Raises:
+        UserError: no image of a half can be read.
     """
+    shorter_side = shorter_side or shorter_side_for(image_size)
     halves = []
     for what, rows in (("query", query), ("database", database)):
         good = rows[source.sizes[rows, 0] > 0]
         if not len(good):
-            raise UserError(f"{name}: no {what} image can be read.")
+            raise UserError(f"{name}: no {what} image can be read; replace the files.")
         halves.append(ImageDataset(source, good, labels[torch.from_numpy(good)], image_size, shorter_side))
     return Split(halves[0], halves[1], labels.shape[1], class_names, multi_label, name)

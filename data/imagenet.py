@@ -1,7 +1,7 @@
 """ImageNet, or a part of it such as ImageNet-100: ``train/<class>/`` is the database, ``val/<class>/`` the queries.
 
-Classes are the folders of ``train/`` in alphabetical order. 50 images a class of ``val/`` are queries, drawn by the
-seed where it holds more, all where it holds fewer.
+Classes are the folders of ``train/`` in alphabetical order. 50 images per class of ``val/`` are queries: drawn by the
+seed where there are more, all where there are fewer.
 """
 
 from __future__ import annotations
@@ -22,36 +22,39 @@ QUERY_PER_CLASS = 50
 
 
 def load_imagenet(root: Path, options: Options) -> Split:
-    """ImageNet; UserError where a folder is missing, a class has no images, or there are too few queries."""
-    folder = find_folder(root, FOLDERS, "train", "ImageNet")
-    if not (folder / "val").is_dir():
-        raise UserError(f"{folder / 'val'} is missing: the queries come from val/<class>/ (docs/datasets.md).")
-    classes = class_folders(folder / "train")
-    val_classes = class_folders(folder / "val")
-    for one, other, names in (("val", "train", set(val_classes) - set(classes)),
-                              ("train", "val", set(classes) - set(val_classes))):  # fmt: skip
-        if names:
-            raise UserError(f"Class {min(names)} is in {folder / one} and not in {folder / other}: make them agree.")
-    train_names, train_targets = images_of_classes(folder / "train", classes)
-    val_names, val_targets = images_of_classes(folder / "val", classes)
+    """ImageNet.
 
-    asked = None if options.num_query is None else per_class(options.num_query, len(classes), "imagenet")
+    Raises:
+        UserError: a folder is missing, a class has no images, or a class has fewer images than --num-query needs.
+    """
+    folder = find_folder(root, FOLDERS, "train", "ImageNet")
+    train, val = folder / "train", folder / "val"
+    if not val.is_dir():
+        raise UserError(f"{val} is missing; the queries come from val/<class>/ (docs/datasets.md).")
+    classes, val_classes = class_folders(train), class_folders(val)
+    for one, other, names in ((val, train, {*val_classes} - {*classes}), (train, val, {*classes} - {*val_classes})):
+        if names:
+            raise UserError(f"Class {min(names)} is in {one} but not in {other}; both need the same class folders.")
+    train_names, train_targets = images_of_classes(train, classes)
+    val_names, val_targets = images_of_classes(val, classes)
+
+    wanted = None if options.num_query is None else per_class(options.num_query, len(classes), "imagenet")
     chosen = []
     for label, name in enumerate(classes):
-        members = np.flatnonzero(np.array(val_targets) == label)
-        if asked is not None and asked > len(members):
+        members = np.flatnonzero(val_targets == label)
+        if wanted is not None and wanted > len(members):
             raise UserError(
-                f"--num-query {options.num_query} takes {asked} images a class; {folder / 'val' / name} has "
-                f"{len(members)}."
+                f"--num-query {options.num_query} takes {wanted} images per class, but {val / name} has only "
+                f"{len(members)}; give a smaller number."
             )
-        size = min(asked or QUERY_PER_CLASS, len(members))
+        size = min(wanted or QUERY_PER_CLASS, len(members))
         chosen.append(members[sample_rows(len(members), size, options.seed, label)])
 
     return split_of_files(
         "imagenet",
         folder,
         [f"train/{name}" for name in train_names] + [f"val/{name}" for name in val_names],
-        one_hot(np.array(train_targets + val_targets), len(classes)),
+        one_hot(np.concatenate([train_targets, val_targets]), len(classes)),
         len(train_names) + np.concatenate(chosen),
         np.arange(len(train_names)),
         options,

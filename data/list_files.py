@@ -1,4 +1,8 @@
-"""Reading lists: image names one a line, label rows of 0 and 1. Every complaint names the file and the line."""
+"""Datasets by lists: image names and label rows in text files, and what these datasets share.
+
+An image list has one name per line, a label list one row of 0 and 1 per line. Every error message names the file and,
+where there is one, the line.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +19,19 @@ from data.split import sample_rows
 from data.transform import shorter_side_for
 from utils.errors import UserError
 
+IMAGE_SIZE = 224
 _BOM = b"\xef\xbb\xbf"
+
+# ---- Reading lists ----
 
 
 def read_lines(path: Path) -> list[bytes]:
-    """The lines of a text file without line ends and blanks around them; blank lines at the end are dropped.
+    """The lines of a text file, without line ends and surrounding blanks; blank lines at the end are dropped.
 
-    Lines end with LF or CRLF. Raises UserError where the file cannot be read, is empty, or has a blank line inside.
+    Lines end with LF or CRLF.
+
+    Raises:
+        UserError: the file cannot be read, is empty, or has a blank line before its end.
     """
     try:
         content = path.read_bytes()
@@ -29,27 +39,27 @@ def read_lines(path: Path) -> list[bytes]:
         raise UserError(f"{path} cannot be read: {error.strerror or error}.") from error
     lines = [line.strip() for line in content.removeprefix(_BOM).rstrip().split(b"\n")]
     if lines == [b""]:
-        raise UserError(f"{path} is empty: it needs one line an image.")
+        raise UserError(f"{path} is empty; it needs one line per image.")
     for number, line in enumerate(lines, 1):
         if not line:
-            raise UserError(f"{path}, line {number} is blank: take it out, each line stands for one image.")
+            raise UserError(f"{path}, line {number} is blank; remove it, since each line stands for one image.")
     return lines
 
 
 def read_names(path: Path) -> list[str]:
-    """The names in a list (UTF-8), back-slashes turned into slashes.
+    r"""The names in a list (UTF-8), with ``\`` turned into ``/``.
 
     Raises:
-        UserError: see `read_lines`; a line that is not UTF-8 or holds a character no file name can have.
+        UserError: see `read_lines`; or a line is not UTF-8 or has a character that no file name can have.
     """
     names = []
     for number, line in enumerate(read_lines(path), 1):
         try:
             name = line.decode("utf-8")
         except UnicodeDecodeError:
-            raise UserError(f"{path}, line {number} is not UTF-8 text: save the list as UTF-8.") from None
+            raise UserError(f"{path}, line {number} is not UTF-8 text; save the list as UTF-8.") from None
         if "\0" in name:
-            raise UserError(f"{path}, line {number} holds a NUL character, which no file name can have.")
+            raise UserError(f"{path}, line {number} has a NUL character, which no file name can have; remove it.")
         names.append(name.replace("\\", "/"))
     return names
 
@@ -58,11 +68,11 @@ def read_labels(path: Path, widths: Collection[int] | None = None) -> torch.Tens
     """Multi-hot label rows: float32 [n, C].
 
     Args:
-        path: a text file of 0 and 1 separated by blanks, a row a line.
+        path: a text file with one row of 0 and 1, separated by blanks, per line.
         widths: the allowed C; None: any.
 
     Raises:
-        UserError: see `read_lines`; an entry that is not 0 or 1, rows of different widths, a width not allowed.
+        UserError: see `read_lines`; or an entry is not 0 or 1, or the rows have different widths or a wrong one.
     """
     lines = read_lines(path)
     packed = []
@@ -73,9 +83,9 @@ def read_labels(path: Path, widths: Collection[int] | None = None) -> torch.Tens
         if len(row) != len(entries) or row.strip(b"01"):
             wrong = next(entry for entry in entries if entry not in (b"0", b"1"))
             shown = wrong[:20].decode("utf-8", "backslashreplace")
-            raise UserError(f"{path}, line {number} holds {shown!r}: a label row is 0 and 1 separated by blanks.")
+            raise UserError(f"{path}, line {number} has {shown!r}; a label row is 0 and 1 separated by blanks.")
         if len(row) != width:
-            raise UserError(f"{path}, line {number} has {len(row)} labels, line 1 has {width}: all need the same.")
+            raise UserError(f"{path}, line {number} has {len(row)} labels, line 1 has {width}; all need the same.")
         packed.append(row)
     if widths is not None and width not in widths:
         allowed = " or ".join(map(str, sorted(widths)))
@@ -87,67 +97,100 @@ def read_labels(path: Path, widths: Collection[int] | None = None) -> torch.Tens
 def read_pair(
     names_path: Path, labels_path: Path, widths: Collection[int] | None = None
 ) -> tuple[list[str], torch.Tensor]:
-    """A list of images and their label rows: (n names, float32 [n, C]); UserError where the lengths differ."""
+    """A list of images and their label rows: n names, float32 [n, C].
+
+    Raises:
+        UserError: see `read_names` and `read_labels`; or the two files have different lengths.
+    """
     names, labels = read_names(names_path), read_labels(labels_path, widths)
     if len(names) != len(labels):
         raise UserError(
-            f"{names_path} has {len(names)} images, {labels_path} has {len(labels)} label rows: "
-            "row i of the one must belong to line i of the other."
+            f"{names_path} has {len(names)} images, {labels_path} has {len(labels)} label rows; "
+            "row i must belong to line i of the image list."
         )
     return names, labels
 
 
+def read_two_pairs(
+    database: tuple[Path, Path], query: tuple[Path, Path], widths: Collection[int] | None = None
+) -> tuple[list[str], torch.Tensor, int]:
+    """The database list followed by the query list: n names, float32 [n, C], number of database images.
+
+    Raises:
+        UserError: see `read_pair`; or the label rows of the two lists have different widths.
+    """
+    database_names, database_labels = read_pair(*database, widths)
+    query_names, query_labels = read_pair(*query, widths)
+    if database_labels.shape[1] != query_labels.shape[1]:
+        raise UserError(
+            f"{database[1]} has {database_labels.shape[1]} labels per row, {query[1]} has {query_labels.shape[1]}; "
+            "both need the same."
+        )
+    return database_names + query_names, torch.cat([database_labels, query_labels]), len(database_names)
+
+
 def read_class_names(path: Path, num_classes: int) -> list[str] | None:
-    """A name a label column, one a line, where the file exists and fits; otherwise None."""
+    """The names of the label columns, one per line; None where there is no such file.
+
+    Raises:
+        UserError: see `read_names`; or the file has another number of names.
+    """
     if not path.is_file():
         return None
     names = read_names(path)
     if len(names) != num_classes:
-        raise UserError(f"{path} names {len(names)} classes, the labels have {num_classes} columns.")
+        raise UserError(f"{path} names {len(names)} classes, the labels have {num_classes} columns; correct the file.")
     return names
 
 
 def with_prefix(name: str, folder: str) -> str:
-    """`name` below `folder`, whether or not the list already says so: ``im1.jpg`` -> ``mirflickr/im1.jpg``."""
+    """`name` in `folder`, whether or not the list already says so: ``im1.jpg`` → ``mirflickr/im1.jpg``."""
     name = name.removeprefix("./")
     return name if name.startswith(f"{folder}/") else f"{folder}/{name}"
 
 
-IMAGE_SIZE = 224
+# ---- From lists to a split ----
 
 
-def find_folder(root: Path, names: Sequence[str], marker: str, what: str) -> Path:
-    """The folder that holds `marker`: ``root/<one of names>`` or root itself.
+def find_folder(root: Path, names: Sequence[str], marker: str, dataset: str) -> Path:
+    """The folder that contains the file or folder `marker`: ``root/<one of names>`` or `root` itself.
 
     Raises:
-        UserError: there is none; `what` says which dataset is looked for.
+        UserError: there is none; the message names the `dataset`.
     """
     for folder in [*(root / name for name in names), root]:
         if (folder / marker).exists():
             return folder
     raise UserError(
-        f"{what} is not below {root}: {root / names[0] / marker} does not exist. Give its folder with --root; "
+        f"{dataset} is not in {root}: {root / names[0] / marker} does not exist; name its folder with --root. "
         "docs/datasets.md says where to get it and how to lay it out."
     )
 
 
-def require_files(folder: Path, names: Sequence[str], mend: str) -> None:
-    """UserError naming the first of `names` that is not in `folder`."""
-    for name in names:
-        if not (folder / name).is_file():
-            raise UserError(f"{folder / name} is missing: {mend}")
-
-
-def given_query(count: int, options: Options, where: str) -> np.ndarray:
-    """Rows of a given query list of `count` images: all, or --num-query of them drawn by the seed, ascending.
+def require_files(folder: Path, names: Sequence[str], remedy: str) -> None:
+    """Check that the files `names` exist in `folder`.
 
     Raises:
-        UserError: more queries are asked for than the list has.
+        UserError: the message names the first missing file and gives the `remedy`.
+    """
+    for name in names:
+        if not (folder / name).is_file():
+            raise UserError(f"{folder / name} is missing; {remedy}")
+
+
+def given_query(count: int, options: Options, dataset: str) -> np.ndarray:
+    """The used rows of a query list of `count` images: all, or --num-query of them drawn by the seed; ascending.
+
+    Raises:
+        UserError: the list has fewer images than --num-query.
     """
     if options.num_query is None:
         return np.arange(count)
     if options.num_query > count:
-        raise UserError(f"{where}: --num-query {options.num_query}, but the query list has {count} images.")
+        raise UserError(
+            f"--num-query {options.num_query}: the query list of {dataset} has only {count} images; "
+            "give that many or fewer."
+        )
     return sample_rows(count, options.num_query, options.seed)
 
 
@@ -164,10 +207,24 @@ def split_of_files(
     multi_label: bool,
     cache_name: str | None = None,
 ) -> Split:
-    """Open the images (`image_files.open_images`) and split them: `query` and `database` are rows of `names`."""
+    """Open the images (`image_files.open_images`) and split them.
+
+    Args:
+        name: the name of the dataset.
+        folder: the folder that the image names start from.
+        names: n image names.
+        labels: float32 multi-hot [n, C].
+        query, database: rows of `names`, int64.
+        options: those of `load_data`.
+        class_names: names of the C label columns, or None.
+        multi_label: whether an image may have several labels.
+        cache_name: start of the name of the cache file; None: `name`.
+
+    Raises:
+        UserError: see `open_images`; or no image of a half can be read.
+    """
     image_size = options.image_size or IMAGE_SIZE
-    shorter_side = shorter_side_for(image_size)
-    source = open_images(folder, names, cache_name or name, shorter_side, options)
+    source = open_images(folder, names, cache_name or name, shorter_side_for(image_size), options)
     return make_split(
         name,
         source,
@@ -175,7 +232,6 @@ def split_of_files(
         query,
         database,
         image_size=image_size,
-        shorter_side=shorter_side,
         class_names=class_names,
         multi_label=multi_label,
     )

@@ -16,24 +16,29 @@ ONLY_FOR = {
     "query_img": "lists",
     "query_label": "lists",
 }
+MINIMA = {"seed": 0, "num_workers": 0, "num_query": 1, "image_size": 8}
 
 
 @dataclass(frozen=True)
 class Options:
-    """What `load_data` hands to every loader; datasets that are in memory ignore `on_bad_image` and `cache`.
+    """What `load_data` passes to every loader; datasets that are in memory ignore `on_bad_image` and `cache`.
 
     Attributes:
         seed: decides which images are queries.
         num_query: number of queries; None: the protocol of the dataset.
-        image_size: S, pixels of the square images; None: 224 (digits: 64).
+        image_size: S, side of the square images in pixels; None: 224 (digits: 64).
         split: flickr25k: "lists" for the split of the lists; None: the protocol of the dataset.
         query_share: folder: share of each class held out as queries, above 0 and below 1; None: 0.1.
-        database_img, database_label, query_img, query_label: lists: names of the four files; None: the same names
-            with .txt.
-        on_bad_image: "error", or "skip": an unreadable image is left out of the split.
-        cache: "on" keeps the decoded pixels in a file in the dataset's folder, "off" keeps none; a folder: there.
+        database_img, database_label, query_img, query_label: lists: names of the four files, relative to the root
+            folder or absolute; None: the name of the option with .txt.
+        on_bad_image: "error", or "skip": unreadable images are left out of the split.
+        cache: "on" keeps the decoded images in a file in the dataset's folder, "off" keeps none; any other text is
+            the folder for that file.
         check: look for images that are both query and database, by content.
         num_workers: threads that decode; 0: one per processor.
+
+    Raises:
+        UserError: a value is not allowed; the message names the flag.
     """
 
     seed: int = 0
@@ -51,30 +56,38 @@ class Options:
     num_workers: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (("seed", 0), ("num_workers", 0), ("num_query", 1), ("image_size", 8)):
+        for name, minimum in MINIMA.items():
             value = getattr(self, name)
-            optional = name in ("num_query", "image_size")
-            if not (optional and value is None) and (type(value) is not int or value < least):
-                raise UserError(f"{name} must be a whole number, {least} or more, not {value!r}.")
+            if value is None and name in ("num_query", "image_size"):
+                continue
+            if type(value) is not int or value < minimum:
+                raise UserError(f"{flag_of(name)} must be a whole number, {minimum} or more, not {value!r}.")
         if self.on_bad_image not in ("error", "skip"):
-            raise UserError(f"on_bad_image must be error or skip, not {self.on_bad_image!r}.")
+            raise UserError(f"--on-bad-image must be error or skip, not {self.on_bad_image!r}.")
         if self.split not in (None, "lists"):
-            raise UserError(f"split must be left out or be lists, not {self.split!r}.")
+            raise UserError(f"--split must be lists, or be left out, not {self.split!r}.")
         if self.query_share is not None and not 0 < self.query_share < 1:
-            raise UserError(f"query_share must be above 0 and below 1, not {self.query_share!r}.")
+            raise UserError(f"--query-share must be above 0 and below 1, not {self.query_share!r}.")
+        if not isinstance(self.cache, str) or not self.cache:
+            raise UserError(f"--cache must be on, off or a folder, not {self.cache!r}.")
 
     def require_fitting(self, dataset: str) -> None:
         """Refuse an option that belongs to another dataset.
 
         Raises:
-            UserError: the message names the option and its dataset.
+            UserError: the message names the flag and its dataset.
         """
         for field in fields(self):
             owner = ONLY_FOR.get(field.name, dataset)
             if owner != dataset and getattr(self, field.name) is not None:
-                raise UserError(f"--{field.name.replace('_', '-')}: is an option of the dataset {owner}; leave it out.")
+                raise UserError(f"{flag_of(field.name)} is an option of the dataset {owner}; leave it out.")
 
     @property
     def threads(self) -> int:
         """Threads for decoding and checking, 1 or more."""
         return self.num_workers or os.cpu_count() or 1
+
+
+def flag_of(name: str) -> str:
+    """The flag of run.py that sets an option: "num_query" → "--num-query"."""
+    return "--" + name.replace("_", "-")

@@ -1,4 +1,4 @@
-"""Work shared out to threads, results in order, with a progress bar."""
+"""Work shared among threads, with the results in order and a progress bar."""
 
 from __future__ import annotations
 
@@ -10,18 +10,23 @@ from typing import TypeVar
 from tqdm import tqdm
 
 Item = TypeVar("Item")
-
-
 Result = TypeVar("Result")
 
 
 def in_parallel(
     work: Callable[[Item], Result], items: Iterable[Item], *, threads: int, count: int, bar: str, images: int = 1
 ) -> Iterator[Result]:
-    """``map(work, items)`` by threads, results in order, with a progress bar where there is a terminal.
+    """``map(work, items)`` by threads, with the results in order.
 
-    `count` is the number of items, `images` how many images each stands for. Only a few results wait at any time, so
-    that the memory does not grow with the collection.
+    At most 8 results per thread wait at any time, so that the memory does not grow with the number of items.
+
+    Args:
+        work: called with each item, from several threads at once.
+        items: its arguments.
+        threads: number of threads.
+        count: number of items, for the progress bar.
+        bar: text of the progress bar, which is shown on a terminal only.
+        images: number of images that each item stands for.
     """
     waiting: deque[Future[Result]] = deque()
     progress = tqdm(total=count, desc=bar, disable=None, unit=" images", unit_scale=images, leave=False)

@@ -1,18 +1,19 @@
-"""One file with every image of a collection decoded and made smaller, so that training reads no JPEG.
+"""One file with all decoded images of a dataset at their stored size, so that training reads no JPEG.
 
-The file is written beside its final name and renamed when whole, so a reader sees the old one, the new one or none.
-Reading is `pread` of the rows that a crop needs: the pages belong to the system's file cache, not to the process.
+The file is written under another name and renamed when it is complete, so a reader sees the old file, the new one or
+none. Reading is `pread` of the rows that a crop needs: the pages belong to the file cache of the system, not to the
+process.
 
 Layout, all numbers little-endian:
     8 bytes   "SCHNPIX" and the version
     8 bytes   where the trailer starts
-    pixels    image after image, uint8 [height, width, 3]
+    pixels    one image after the other, uint8 [height, width, 3]
     trailer   number of images n (8 bytes); signature, offset (uint64 [n] each); height and width (int32 [n, 2]);
               JSON of {row: reason} for images that cannot be read; 16 bytes BLAKE2 of the trailer up to here
 
-An image's signature is a hash of its name, its file's length and time of change, and the stored shorter side. A cache
-whose signatures are not those of the collection is stale: it is rebuilt, and images whose signature is in it are
-copied.
+The signature of an image is a hash of its name, the size and time of modification of its file, and the stored shorter
+side. A cache with other signatures than the dataset is stale: it is built again, and images with a known signature are
+copied from it.
 """
 
 from __future__ import annotations
@@ -21,29 +22,22 @@ import contextlib
 import errno
 import hashlib
 import json
-import logging
 import os
 import shutil
 import struct
-from collections.abc import Iterator, Sequence
+import weakref
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from data.decode import BadImage, decode
-from data.options import Options
+from data.decode import decode_or_reason
 from data.parallel import in_parallel
 from data.pixels import PixelSource
 from utils.errors import UserError
-
-try:
-    import fcntl
-except ImportError:  # pragma: no cover - not on this system: two runs may both build, the later one's file stays
-    fcntl = None  # type: ignore[assignment]
-
-logger = logging.getLogger(__name__)
+from utils.files import locked
 
 VERSION = 2
 _MAGIC = b"SCHNPIX" + bytes([VERSION])
@@ -52,27 +46,30 @@ _DIGEST = 16
 
 
 class StaleCache(Exception):
-    """The file is no whole cache of this version."""
+    """The file is not a complete cache of this version."""
 
 
 class CachedPixels(PixelSource):
-    """A cache file. Safe to read from threads and from forked processes."""
+    """A cache file. Threads and forked processes may read it at the same time.
+
+    Attributes:
+        signatures: uint64 [n].
+        reasons: why an image cannot be read, by its row.
+    """
 
     def __init__(self, path: Path, root: Path, names: Sequence[str]) -> None:
-        """Open the file; raises StaleCache where it is cut short, of another version or damaged in its trailer."""
-        self.path, self.root, self.names = path, root, names
-        self._file = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
-        try:
-            self._read_trailer()
-        except BaseException:
-            os.close(self._file)
-            self._file = -1
-            raise
+        """Open the file.
 
-    def _read_trailer(self) -> None:
+        Raises:
+            FileNotFoundError: there is none.
+            StaleCache: it is cut short, of another version, or damaged in its trailer.
+        """
+        self.path, self.root, self.names = path, root, names
+        self._file = os.open(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._file)
         head = os.pread(self._file, _START, 0)
         if len(head) < _START or head[:8] != _MAGIC:
-            raise StaleCache("no cache of this version")
+            raise StaleCache("not a cache of this version")
         (start,) = struct.unpack("<Q", head[8:])
         length = os.fstat(self._file).st_size - start
         if not start or length < 8 + _DIGEST:
@@ -95,18 +92,11 @@ class CachedPixels(PixelSource):
         try:
             _read_exactly(self._file, pixels.data.cast("B"), int(self._offsets[row]) + first * width * 3)
         except StaleCache as error:
-            raise UserError(f"{self.path} has been cut short since the run began: delete it and run again.") from error
+            raise UserError(f"{self.path} has been cut short since the run began; delete it and run again.") from error
         return pixels
 
-    def __del__(self) -> None:
-        if getattr(self, "_file", -1) >= 0:
-            os.close(self._file)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path, "root": self.root, "names": self.names}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(**state)  # type: ignore[misc]
+    def __reduce__(self) -> tuple[Callable[..., CachedPixels], tuple[Any, ...]]:
+        return CachedPixels, (self.path, self.root, self.names)
 
 
 def _read_exactly(file: int, target: memoryview, offset: int) -> None:
@@ -118,7 +108,7 @@ def _read_exactly(file: int, target: memoryview, offset: int) -> None:
 
 
 def image_signatures(names: Sequence[str], stats: np.ndarray, shorter_side: int) -> np.ndarray:
-    """uint64 [n]; `stats` int64 [n, 2] are length and time of change, as `image_files.find_files` gives them."""
+    """uint64 [n]; `stats` int64 [n, 2] are size and time of modification as `image_files.find_files` gives them."""
     signatures = np.empty(len(names), dtype="<u8")
     for row, (name, (length, changed)) in enumerate(zip(names, stats.tolist(), strict=True)):
         text = f"{shorter_side}/{length}/{changed}/".encode() + os.fsencode(name)
@@ -127,14 +117,22 @@ def image_signatures(names: Sequence[str], stats: np.ndarray, shorter_side: int)
 
 
 def open_cache(
-    path: Path, root: Path, names: Sequence[str], stats: np.ndarray, shorter_side: int, options: Options
+    path: Path, root: Path, names: Sequence[str], stats: np.ndarray, shorter_side: int, threads: int
 ) -> CachedPixels:
-    """The cache of a collection at `path`, built first where it is not there or stale.
+    """The cache of a dataset in the file `path`, built first where it is missing or stale.
 
-    Of two runs that want to build it, one builds and the other waits.
+    Of two runs that need to build it, one builds and the other waits.
+
+    Args:
+        path: the cache file; its folder is created.
+        root: the folder that the names start from.
+        names: n file names.
+        stats: int64 [n, 2], as `image_files.find_files` gives them.
+        shorter_side: images are stored with this shorter side in pixels; smaller ones stay as they are.
+        threads: number of threads that decode.
 
     Raises:
-        UserError: the cache cannot be written.
+        UserError: the cache cannot be read or written.
     """
     signatures = image_signatures(names, stats, shorter_side)
     try:
@@ -142,20 +140,19 @@ def open_cache(
         if cached is not None:
             return cached
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(path) as alone:
+        with locked(path.with_name(f"{path.name}.lock"), waiting=f"Another run is building {path}: waiting for it"):
             cached = _fresh(path, root, names, signatures)  # another run may have built it meanwhile
             if cached is None:
-                part = path.with_name(f"{path.name}.part" if alone else f"{path.name}.{os.getpid()}.part")
-                _build(path, part, root, names, stats, signatures, shorter_side, options.threads)
+                _build(path, root, names, stats, signatures, shorter_side, threads)
                 cached = _fresh(path, root, names, signatures)
     except OSError as error:
         reason = "the disk is full" if error.errno == errno.ENOSPC else error.strerror or str(error)
         raise UserError(
             f"The cache of decoded images {path} cannot be read or written: {reason}. Keep it in another folder with "
-            "--cache DIR, or do without with --cache off (each image is then decoded each time)."
+            "--cache DIR, or use none with --cache off (each image is then decoded each time)."
         ) from error
     if cached is None:
-        raise UserError(f"{path} is being changed by another run with other lists: give one of them --cache DIR.")
+        raise UserError(f"{path} is being changed by another run with other lists; give one of them --cache DIR.")
     return cached
 
 
@@ -163,18 +160,10 @@ def _fresh(path: Path, root: Path, names: Sequence[str], signatures: np.ndarray)
     cached = _openable(path, root, names)
     if cached is None or not np.array_equal(cached.signatures, signatures):
         return None
-    # What could not be read may have been the disk's fault, not the image's: look again.
-    if any(_readable(root / names[row]) for row in cached.reasons):
+    # The reason may have been a passing error of the disk: try these images again.
+    if any(not isinstance(decode_or_reason(root / names[row], 1), str) for row in cached.reasons):
         return None
     return cached
-
-
-def _readable(path: Path) -> bool:
-    try:
-        decode(path, 1)
-    except BadImage:
-        return False
-    return True
 
 
 def _openable(path: Path, root: Path, names: Sequence[str]) -> CachedPixels | None:
@@ -184,26 +173,8 @@ def _openable(path: Path, root: Path, names: Sequence[str]) -> CachedPixels | No
         return None
 
 
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[bool]:
-    """Hold the lock file; yields whether it is held (some network file systems know no locks)."""
-    with open(path.with_name(f"{path.name}.lock"), "ab") as file:
-        held = False
-        if fcntl is not None:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                held = True
-            except BlockingIOError:
-                logger.info("Another run is building %s: waiting for it", path)
-                fcntl.flock(file, fcntl.LOCK_EX)
-                held = True
-            except OSError:
-                logger.warning("The file system of %s knows no locks: building without one", path)
-        yield held
-
-
 def _require_space(folder: Path, root: Path, names: Sequence[str], rows: np.ndarray, shorter_side: int) -> None:
-    """Estimate the file's size from some images' headers; UserError where the disk has not that much room."""
+    # Estimates the size of the cache from the headers of some images.
     sample = rows[np.linspace(0, len(rows) - 1, min(len(rows), 64)).astype(int)]
     lengths = []
     for row in sample.tolist():
@@ -214,14 +185,13 @@ def _require_space(folder: Path, root: Path, names: Sequence[str], rows: np.ndar
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise UserError(
-            f"The cache of decoded images needs about {needed / 1e9:.1f} GB in {folder}, {free / 1e9:.1f} GB are free: "
-            "make room, keep it in another folder with --cache DIR, or do without with --cache off."
+            f"The cache of decoded images needs about {needed / 1e9:.1f} GB in {folder}, but {free / 1e9:.1f} GB are "
+            "free; free some space, keep it in another folder with --cache DIR, or use none with --cache off."
         )
 
 
 def _build(
     path: Path,
-    part: Path,
     root: Path,
     names: Sequence[str],
     stats: np.ndarray,
@@ -237,14 +207,12 @@ def _build(
         old = known.get(int(signatures[row]))
         if old is not None and previous is not None and previous.sizes[old, 0]:
             return previous.read(old, 0, int(previous.sizes[old, 0]))
-        try:
-            return decode(root / names[row], shorter_side)
-        except BadImage as error:
-            return str(error)
+        return decode_or_reason(root / names[row], shorter_side)
 
     count = len(names)
     offsets, sizes = np.zeros(count, dtype="<u8"), np.zeros((count, 2), dtype="<i4")
     reasons: dict[int, str] = {}
+    part = path.with_name(f"{path.name}.part")  # always the same name: the next build overwrites what a killed run left
     try:
         with open(part, "wb") as file:
             file.write(bytes(_START))
@@ -267,9 +235,3 @@ def _build(
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
-    with contextlib.suppress(OSError):  # some file systems cannot sync a folder
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)

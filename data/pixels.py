@@ -1,9 +1,9 @@
-"""Where stored pixels come from. Every source answers the same few questions, so that nothing else asks which it is."""
+"""Sources of stored pixels, with one interface, so that other code need not know where the pixels are."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ class PixelSource(ABC):
     """n stored images, uint8 RGB. Reading is safe from several threads at once."""
 
     sizes: np.ndarray  # int32 [n, 2]: (height, width) of each stored image; (0, 0) where it cannot be read
-    names: Sequence[str] | None = None  # a file name an image, where there are files
+    names: Sequence[str] | None = None  # one file name per image, where there are files
     root: Path | None = None  # the folder that the names start from
 
     def __len__(self) -> int:
@@ -24,7 +24,7 @@ class PixelSource(ABC):
 
     @abstractmethod
     def read(self, row: int, first: int, last: int) -> np.ndarray:
-        """Rows ``first..last`` of image `row`: uint8 [last - first, width, 3]."""
+        """Rows ``first`` to ``last - 1`` of the image `row`: uint8 [last - first, width, 3]."""
 
     def image(self, row: int) -> torch.Tensor:
         """The whole stored image: uint8 [3, height, width]."""
@@ -32,17 +32,17 @@ class PixelSource(ABC):
         return torch.from_numpy(self.read(row, 0, height).transpose(2, 0, 1).copy())
 
     def fill(self, rows: np.ndarray, table: np.ndarray, out: np.ndarray) -> None:
-        """Make the images `rows` (int64 [N]) by their windows (int64 [N, 9]) into ``out``, float32 [N, 3, S, S]."""
+        """Make the images `rows` (int64 [N]) with the windows `table` (int64 [N, 9]): float32 `out` [N, 3, S, S]."""
         for row, window, target in zip(rows.tolist(), table, out, strict=True):
             top = int(window[TOP])
             make_image(self.read(row, top, top + int(window[HEIGHT])), window, target)
 
 
 class MemoryPixels(PixelSource):
-    """A whole collection of images of one size in memory, on a GPU too once a batch has been asked for there."""
+    """Images of one size in memory; also on a GPU, from the first batch for it on."""
 
     def __init__(self, pixels: torch.Tensor) -> None:
-        """`pixels` is uint8 [n, 3, h, w]; kept in channels-last memory."""
+        """`pixels` is uint8 [n, 3, h, w]; it is kept in channels-last memory format."""
         count, channels, height, width = pixels.shape
         assert channels == 3 and pixels.dtype == torch.uint8
         self.pixels = pixels.contiguous(memory_format=torch.channels_last)
@@ -54,15 +54,13 @@ class MemoryPixels(PixelSource):
         return self._rows[row, first:last]
 
     def on(self, device: torch.device) -> torch.Tensor:
-        """All stored images on `device`, where they are kept from now on: uint8 [n, 3, h, w]."""
+        """All stored images on `device`, where they stay from now on: uint8 [n, 3, h, w]."""
         if device.type == "cpu":
             return self.pixels
         if device not in self._on_device:
-            self._on_device[device] = self.pixels.to(device).contiguous()  # matrix products want whole colours
+            # Matrix products are faster where each colour channel is contiguous.
+            self._on_device[device] = self.pixels.to(device).contiguous()
         return self._on_device[device]
 
-    def __getstate__(self) -> dict[str, torch.Tensor]:
-        return {"pixels": self.pixels}
-
-    def __setstate__(self, state: dict[str, torch.Tensor]) -> None:
-        self.__init__(state["pixels"])  # type: ignore[misc]
+    def __reduce__(self) -> tuple[Callable[[torch.Tensor], MemoryPixels], tuple[torch.Tensor]]:
+        return MemoryPixels, (self.pixels,)

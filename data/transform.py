@@ -1,12 +1,14 @@
-"""Where an image is cut and how it is resized: the laws of torchvision's transforms, drawn for a whole pass at once.
+"""How images are cropped and resized: torchvision's transforms, drawn for a whole pass at once.
 
-A *window* says how one output image is made from one stored image: a box of the stored image is resized
-(bilinear, antialiased: the triangle filter of Pillow and torchvision) to some output size, and S x S pixels of that
-output are kept, mirrored or not. RandomResizedCrop is a window whose box is the crop and whose output is kept
-whole; Resize + CenterCrop is a window whose box is the whole image and whose output is kept in the middle only.
+A *window* describes how one output image is made from one stored image: a box of the stored image is resized
+(bilinear, antialiased: the triangle filter of Pillow and torchvision) to an output size, and S × S pixels of that
+output are kept, mirrored or not. In RandomResizedCrop the box is the crop and the whole output is kept; in Resize and
+CenterCrop the box is the whole image and the centre of the output is kept.
 
-Two ways make an image by its window: torch's own resizing of uint8 images, one at a time, on a CPU (`make_image`), and
-a few operations for a whole batch of images of one size (`BatchResampler`). They agree to one grey level of 255.
+There are two implementations: torch's own resizing of uint8 images, one at a time, on a CPU (`make_image`), and a few
+operations for a whole batch of images of one size (`BatchResampler`). They differ by at most one grey level of 255.
+
+Source: https://docs.pytorch.org/vision/stable/generated/torchvision.transforms.RandomResizedCrop.html
 """
 
 from __future__ import annotations
@@ -18,38 +20,44 @@ import numpy as np
 import torch
 from torch.nn.functional import embedding_bag, interpolate
 
-# torchvision's constants for networks trained on ImageNet, for RGB in [0, 1].
+# Mean and standard deviation of RGB in [0, 1] that torchvision uses for networks trained on ImageNet.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-# out = value * PIXEL_SCALE + PIXEL_BIAS is ToTensor and Normalize in one step, for value in 0..255.
+# value * PIXEL_SCALE + PIXEL_BIAS, with value in 0..255, is ToTensor and Normalize in one step.
 PIXEL_SCALE = np.array([1 / (255 * std) for std in IMAGENET_STD], dtype=np.float32)
 PIXEL_BIAS = np.array([-mean / std for mean, std in zip(IMAGENET_MEAN, IMAGENET_STD, strict=True)], dtype=np.float32)
 
 # The columns of a window table.
 TOP, LEFT, HEIGHT, WIDTH, OUT_HEIGHT, OUT_WIDTH, OFFSET_Y, OFFSET_X, FLIP = range(9)
 
-_TRIES = 10  # torchvision's number of tries before it falls back to a central crop
+_TRIES = 10  # torchvision draws up to ten crops before it falls back to a central crop
 
 
 @dataclass(frozen=True)
-class CropLaw:
-    """The law of a random crop: share of the area (uniform), width / height (log-uniform), chance of a mirror image."""
+class RandomCrop:
+    """Distribution of random crops.
+
+    Attributes:
+        scale: smallest and largest share of the area; uniform.
+        ratio: smallest and largest width / height; log-uniform.
+        flip: probability of a mirror image.
+    """
 
     scale: tuple[float, float]
     ratio: tuple[float, float]
     flip: float
 
 
-AUGMENTATIONS: dict[str, CropLaw | None] = {
-    "crop-flip": CropLaw(scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3), flip=0.5),  # torchvision's defaults
-    "crop": CropLaw(scale=(0.6, 1.0), ratio=(9 / 10, 10 / 9), flip=0.0),  # mild: a mirrored digit is no digit
+AUGMENTATIONS: dict[str, RandomCrop | None] = {
+    "crop-flip": RandomCrop(scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3), flip=0.5),  # torchvision's defaults
+    "crop": RandomCrop(scale=(0.6, 1.0), ratio=(9 / 10, 10 / 9), flip=0.0),  # milder; a mirrored digit is not a digit
     "none": None,
 }
 
 
 def shorter_side_for(image_size: int) -> int:
-    """The shorter side before the central crop: 256 for 224, and in the same proportion for other sizes."""
+    """Shorter side in pixels before the central crop: 256 for 224, and in the same proportion for other sizes."""
     return round(256 * image_size / 224)
 
 
@@ -60,31 +68,40 @@ def resized_size(height: int, width: int, shorter_side: int) -> tuple[int, int]:
     return int(shorter_side * height / width), shorter_side
 
 
-def draw_windows(sizes: np.ndarray, image_size: int, law: CropLaw, generator: torch.Generator) -> np.ndarray:
-    """Draw a crop, and perhaps a mirror image, for each image: int64 [n, 9], columns as named above.
+def draw_windows(sizes: np.ndarray, image_size: int, crop: RandomCrop, generator: torch.Generator) -> np.ndarray:
+    """Draw a random crop, mirrored or not, for each image.
 
-    `sizes` is int [n, 2], (height, width) of each stored image. The law is that of torchvision's
-    ``RandomResizedCrop.get_params``: up to ten tries of area x U(scale) and exp(U(log ratio)), the first that fits
-    in the image at a uniform place; if none fits, the central crop of the nearest allowed ratio. Every image takes
-    the same count of random numbers, so that one image's size does not change another's crop.
+    The distribution is that of torchvision's ``RandomResizedCrop.get_params``: up to ten tries of area × U(scale) and
+    exp(U(log ratio)); the first that fits into the image is used, at a uniform place; if none fits, the central crop
+    with the nearest allowed ratio. Each image uses the same number of random numbers, so that the size of one image
+    does not change the crops of others.
+
+    Args:
+        sizes: int [n, 2], (height, width) of each stored image.
+        image_size: S in pixels.
+        crop: the distribution.
+        generator: source of the random numbers.
+
+    Returns:
+        Windows, int64 [n, 9], with the columns named above.
     """
     n = len(sizes)
     draws = torch.rand(n, 2 * _TRIES + 3, generator=generator, dtype=torch.float64).numpy()
     height, width = (sizes[:, axis].astype(np.int64) for axis in (0, 1))
-    area = (height * width)[:, None] * (law.scale[0] + (law.scale[1] - law.scale[0]) * draws[:, :_TRIES])
-    log_low, log_high = np.log(law.ratio[0]), np.log(law.ratio[1])
+    area = (height * width)[:, None] * (crop.scale[0] + (crop.scale[1] - crop.scale[0]) * draws[:, :_TRIES])
+    log_low, log_high = np.log(crop.ratio[0]), np.log(crop.ratio[1])
     ratio = np.exp(log_low + (log_high - log_low) * draws[:, _TRIES : 2 * _TRIES])  # [n, tries]
     crop_width = np.rint(np.sqrt(area * ratio)).astype(np.int64)
     crop_height = np.rint(np.sqrt(area / ratio)).astype(np.int64)
     fits = (crop_width > 0) & (crop_width <= width[:, None]) & (crop_height > 0) & (crop_height <= height[:, None])
-    first = fits.argmax(1)  # [n], 0 also where none fits: put right below
+    first = fits.argmax(1)  # [n]; 0 also where none fits, which `fitted` tells apart
     rows = np.arange(n)
     fitted = fits[rows, first]
 
     image_ratio = width / height
-    wide, tall = image_ratio > law.ratio[1], image_ratio < law.ratio[0]
-    central_width = np.where(wide, np.rint(height * law.ratio[1]).astype(np.int64), width)
-    central_height = np.where(tall, np.rint(width / law.ratio[0]).astype(np.int64), height)
+    wide, tall = image_ratio > crop.ratio[1], image_ratio < crop.ratio[0]
+    central_width = np.where(wide, np.rint(height * crop.ratio[1]).astype(np.int64), width)
+    central_height = np.where(tall, np.rint(width / crop.ratio[0]).astype(np.int64), height)
 
     box_height = np.where(fitted, crop_height[rows, first], np.maximum(central_height, 1))
     box_width = np.where(fitted, crop_width[rows, first], np.maximum(central_width, 1))
@@ -95,12 +112,12 @@ def draw_windows(sizes: np.ndarray, image_size: int, law: CropLaw, generator: to
     table[:, HEIGHT], table[:, WIDTH] = box_height, box_width
     table[:, OUT_HEIGHT] = table[:, OUT_WIDTH] = image_size
     table[:, OFFSET_Y] = table[:, OFFSET_X] = 0
-    table[:, FLIP] = draws[:, -1] < law.flip
+    table[:, FLIP] = draws[:, -1] < crop.flip
     return table
 
 
 def eval_windows(sizes: np.ndarray, image_size: int, shorter_side: int) -> np.ndarray:
-    """``Resize(shorter_side)`` and ``CenterCrop(image_size)`` of each image: int64 [n, 9]."""
+    """``Resize(shorter_side)`` and ``CenterCrop(image_size)`` of images of these sizes: windows, int64 [n, 9]."""
     table = np.zeros((len(sizes), 9), dtype=np.int64)
     table[:, HEIGHT], table[:, WIDTH] = sizes[:, 0], sizes[:, 1]
     unique, inverse = np.unique(sizes, axis=0, return_inverse=True)
@@ -113,39 +130,49 @@ def eval_windows(sizes: np.ndarray, image_size: int, shorter_side: int) -> np.nd
 
 
 def make_image(rows: np.ndarray, window: np.ndarray, out: np.ndarray) -> None:
-    """Cut, resize, mirror and normalise one image into ``out``, float32 [3, S, S].
+    """Crop, resize, mirror and normalise one image.
 
-    Before normalisation the pixels are those of torchvision's ``resized_crop`` and ``horizontal_flip``, or ``resize``
-    and ``center_crop``, on the same uint8 tensor, on a CPU with AVX2 (elsewhere torchvision goes by way of floats).
-    `rows` is uint8 [HEIGHT, w, 3], the rows ``TOP .. TOP + HEIGHT`` of the stored image, `window` int64 [9].
+    Before normalisation the pixels equal those of torchvision's ``resized_crop`` and ``horizontal_flip``, or ``resize``
+    and ``center_crop``, of the same uint8 tensor, on a CPU with AVX2 (elsewhere torchvision resizes floats).
+
+    Args:
+        rows: uint8 [HEIGHT, w, 3], the rows ``TOP`` to ``TOP + HEIGHT - 1`` of the stored image.
+        window: int64 [9].
+        out: float32 [3, S, S], receives the image.
     """
     _, left, _, width, out_height, out_width, offset_y, offset_x, flip = window.tolist()
-    # Batches are made in threads of their own, where torch must not start further ones. It resizes 8-bit images by one
-    # thread, but copies a box that is not contiguous, and normalises, by several: both are left to numpy.
+    # This runs in threads of the loader, where torch must not start further threads. It resizes 8-bit images with one
+    # thread, but would copy a box that is not contiguous, and normalise, with several; numpy does both instead.
     box = np.ascontiguousarray(rows[:, left : left + width])
-    image = torch.from_numpy(box)[None].permute(0, 3, 1, 2)  # strides of channels last, for which torch is the fastest
+    image = torch.from_numpy(box)[None].permute(0, 3, 1, 2)  # channels-last strides: torch's fastest case
     resized = interpolate(image, (out_height, out_width), mode="bilinear", antialias=True)[0].numpy()
     size = out.shape[-1]
     kept = resized[:, offset_y : offset_y + size, offset_x : offset_x + size]
-    # Each step goes over memory in order, or moves single bytes: faster than fewer steps that do neither.
+    # Each step accesses memory in order or moves single bytes, which is faster than fewer steps that do neither.
     out[...] = np.ascontiguousarray(kept[:, :, ::-1] if flip else kept)
     out *= PIXEL_SCALE[:, None, None]
     out += PIXEL_BIAS[:, None, None]
 
 
 def interpolation_taps(lines: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The stored positions that make each of ``count`` outputs, and their weights: int64, float32 [N, count, taps].
+    """Which stored positions each output is the weighted sum of.
 
-    A line is (length, total, offset, mirrored), int64 [N, 4]: so many positions, numbered from 0, are resized to
-    ``total`` outputs, of which ``offset .. offset + count`` are kept, last first if mirrored is 1. The filter is the
-    triangle of half width max(1, length / total), cut at both ends; weights sum to 1.
+    The filter is the triangle of half width max(1, length / total), cut off at both ends; the weights sum to 1.
+
+    Args:
+        lines: int64 [N, 4], (length, total, offset, mirrored) of each line: `length` positions, numbered from 0, are
+            resized to `total` outputs, of which `count` from `offset` on are kept, in reverse order if mirrored is 1.
+        count: number of outputs per line.
+
+    Returns:
+        Positions, int64 [N, count, taps], and weights, float32 [N, count, taps].
     """
     length, total, offset, mirrored = lines.unbind(1)
     scale = (length.double() / total.double())[:, None, None]
     support = scale.clamp(min=1.0)
     output = torch.where(mirrored[:, None] == 1, torch.arange(count).flip(0), torch.arange(count))
     center = (output + offset[:, None] + 0.5)[..., None] * scale  # [N, count, 1]
-    taps = math.ceil(2 * float(support.max()))  # an open interval of 2 x support holds so many whole numbers at most
+    taps = math.ceil(2 * float(support.max()))  # whole numbers in an open interval of 2 × support
     position = (center - support - 0.5).floor() + torch.arange(1, taps + 1)
     weight = (1 - (position + 0.5 - center).abs() / support).clamp(min=0)
     weight *= (position >= 0) & (position < length[:, None, None])
@@ -154,20 +181,20 @@ def interpolation_taps(lines: torch.Tensor, count: int) -> tuple[torch.Tensor, t
 
 
 class BatchResampler:
-    """Cuts, resizes, mirrors and normalises the batches of one pass, each in a few operations for the whole batch.
+    """Crops, resizes, mirrors and normalises the batches of one pass, each with a few operations for the whole batch.
 
-    Two ways, for stored images of one size: matrix products on a GPU, sums of rows on a CPU. Neither rounds to whole
-    grey levels.
+    There are two implementations for stored images of one size: matrix products for a GPU, sums of rows for a CPU.
+    Neither rounds to whole grey levels.
     """
 
     def __init__(self, table: np.ndarray, image_size: int, device: torch.device | str = "cpu") -> None:
-        """`table` are the windows of the pass in the order of its batches, int64 [n, 9]."""
+        """`table` has the windows of the pass in the order of its batches, int64 [n, 9]."""
         self._size = image_size
-        vertical = table[:, [HEIGHT, OUT_HEIGHT, OFFSET_Y, FLIP]] * (1, 1, 1, 0)  # rows stay where they are
+        vertical = table[:, [HEIGHT, OUT_HEIGHT, OFFSET_Y, FLIP]] * (1, 1, 1, 0)  # never mirrored
         horizontal = table[:, [WIDTH, OUT_WIDTH, OFFSET_X, FLIP]]
         lines = np.concatenate([vertical, horizontal])  # [2 n, 4]
-        # Crops of small images differ little but for their place: the taps are computed once for each kind of line.
-        number = np.ravel_multi_index(tuple(lines.T), tuple(lines.max(0) + 1))  # rows themselves are slow to sort
+        # Many crops of small images differ only in their place: compute the taps once for each kind of line.
+        number = np.ravel_multi_index(tuple(lines.T), tuple(lines.max(0) + 1))  # numbers are faster to sort than rows
         _, example, which = np.unique(number, return_index=True, return_inverse=True)
         taps = interpolation_taps(torch.from_numpy(lines[example]), image_size)
         self._positions, self._weights = (values.to(device) for values in taps)
@@ -176,9 +203,9 @@ class BatchResampler:
         self._scale, self._bias = (torch.from_numpy(row)[:, None, None].to(device) for row in (PIXEL_SCALE, PIXEL_BIAS))
 
     def by_matrices(self, pixels: torch.Tensor, batch: slice) -> torch.Tensor:
-        """Two matrix products an image: float32 [N, 3, S, S].
+        """Two matrix products per image: float32 [N, 3, S, S].
 
-        `pixels` are the stored images of the windows ``table[batch]``, uint8 [N, 3, h, w], on the device.
+        `pixels` has the stored images of the windows ``table[batch]``, uint8 [N, 3, h, w], on the device.
         """
         normalised = pixels.float().mul_(self._scale).add_(self._bias)
         count, _, height, width = normalised.shape
@@ -189,11 +216,11 @@ class BatchResampler:
         return vertical[:, None] @ (normalised @ horizontal.transpose(1, 2)[:, None])
 
     def by_sums(self, pixels: torch.Tensor, batch: slice, channels_last: bool = False) -> torch.Tensor:
-        """Weighted sums of columns, then of rows, a few for each output: float32 [N, 3, S, S].
+        """Weighted sums of a few columns, then of a few rows, for each output: float32 [N, 3, S, S].
 
-        `pixels` as in `by_matrices`. ``torch.nn.functional.embedding_bag`` sums in one pass over the output, which is
-        in the memory format of `channels_last`; an image is the same to the last bit whatever the format, the batch
-        that it is in and the number of threads.
+        `pixels` as in `by_matrices`. ``torch.nn.functional.embedding_bag`` sums in one pass over the output, whose
+        memory format is channels-last on request. The bits of an image depend neither on the memory format nor on
+        its batch nor on the number of threads.
         """
         count, _, height, width = pixels.shape
         columns = pixels.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)  # [N, w, 3, h]
@@ -205,14 +232,14 @@ class BatchResampler:
         return self._sum(wide.permute(0, 2, 3, 1), 0, batch)
 
     def _sum(self, lines: torch.Tensor, axis: int, batch: slice) -> torch.Tensor:
-        """Sums of lines along one axis of the images: [N, C, stored, length] to [N, C, S, length]."""
+        """Sums of lines along one axis of the images: [N, C, stored, length] → [N, C, S, length]."""
         count, colours, stored, length = lines.shape
         positions, weights = self._taps(axis, batch)
         taps = positions.shape[2]
         first = torch.arange(0, count * colours * stored, stored).view(count, colours, 1)
         index = positions.flatten(1)[:, None] + first  # [N, C, S * taps], in a table of all lines
         weights = weights.flatten(1)[:, None].expand_as(index).reshape(-1, taps)
-        table = lines.reshape(-1, length).contiguous()  # of other strides it would be summed by another, slower kernel
+        table = lines.reshape(-1, length).contiguous()  # other strides would select a slower kernel
         out = embedding_bag(index.view(-1, taps), table, per_sample_weights=weights, mode="sum")
         return out.view(count, colours, self._size, length)
 

@@ -1,1 +1,1 @@
-"""Where users put image collections, and the commands that make lists from the official releases."""
+"""The default folder for datasets, and the commands that make lists from the official releases."""

@@ -3,15 +3,14 @@
     python -m dataset.prepare_flickr25k mirflickr25k.zip mirflickr25k_annotations_v080.zip
 
 Images are unpacked to ``DIR/mirflickr/im<N>.jpg``. The label columns are the 24 concepts in alphabetical order, then
-(unless ``--labels 24``) the 14 stricter annotations ``*_r1`` in alphabetical order; ``concepts.txt`` names them. Images
-with no label are dropped, as are those that are not there. Of the rest, in the order of their numbers, 1,700 drawn
-by the seed make the test list, the others the database list. The authors' own division is not published: for the
-protocol this does not matter, since it pools both lists.
+(without ``--labels 24``) the 14 stricter annotations ``*_r1`` in alphabetical order; ``concepts.txt`` names them.
+Images without a label and missing images are dropped. Of the others, in the order of their numbers, 1,700 drawn by the
+seed make the test list, the rest the database list. The authors have not published their own division; this does not
+matter for the protocol, which pools both lists.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import re
 import sys
@@ -25,36 +24,48 @@ from tqdm import tqdm
 
 from data.flickr25k import DATABASE, IMAGES, QUERY
 from data.split import rest_of, sample_rows
-from dataset.official_release import count_line, run_command, write_label_rows, write_names
+from dataset.official_release import count_line, print_report, write_label_rows, write_names
+from utils.command import Parser, bounded
 from utils.errors import UserError
 
+NAME = "python -m dataset.prepare_flickr25k"
+OUTPUT = Path("dataset/Flickr")
 CONCEPTS = (
     *("animals", "baby", "bird", "car", "clouds", "dog", "female", "flower", "food", "indoor", "lake", "male"),
     *("night", "people", "plant_life", "portrait", "river", "sea", "sky", "structures", "sunset", "transport"),
     *("tree", "water"),
 )
-_WITH_STRICT = ("baby", "bird", "car", "clouds", "dog", "female", "flower", "male", "night", "people", "portrait",
-                "river", "sea", "tree")  # fmt: skip
-STRICT = tuple(f"{name}_r1" for name in _WITH_STRICT)
+STRICT = (
+    *("baby_r1", "bird_r1", "car_r1", "clouds_r1", "dog_r1", "female_r1", "flower_r1", "male_r1", "night_r1"),
+    *("people_r1", "portrait_r1", "river_r1", "sea_r1", "tree_r1"),
+)
 NUM_IMAGES = 25_000
 NUM_UNLABELLED = 419
 NUM_TEST = 1_700
 
 _IMAGE = re.compile(r"(?:mirflickr(?:25k)?/)?im([1-9][0-9]{0,5})\.jpg")
-_LARGEST = 64 << 20  # bytes; the release's largest image has 0.5 MB
+_LARGEST = 64 << 20  # bytes; the largest image of the release has 0.5 MB
 
 
 def safe_members(archive: zipfile.ZipFile, path: Path) -> list[zipfile.ZipInfo]:
-    """The archive's members; UserError where a name would lead out of the folder it is unpacked to."""
+    """The members of an archive.
+
+    Raises:
+        UserError: the name of a member would lead out of the folder that the archive is unpacked to.
+    """
     for info in archive.infolist():
         name = info.filename.replace("\\", "/")
         if name.startswith("/") or ".." in PurePosixPath(name).parts or re.match("[A-Za-z]:", name):
-            raise UserError(f"{path} holds the member {info.filename!r}, which leads out of the folder: not unpacked.")
+            raise UserError(f"{path}: the member {info.filename!r} leads out of the folder; download it again.")
     return archive.infolist()
 
 
 def read_annotation(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path) -> set[int]:
-    """The image numbers in one annotation file, one a line."""
+    """The image numbers in an annotation file, one per line.
+
+    Raises:
+        UserError: a line is not a number; the message names it.
+    """
     numbers = set()
     for number, line in enumerate(archive.read(info).split(b"\n"), 1):
         text = line.strip()
@@ -62,7 +73,7 @@ def read_annotation(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path)
             continue
         if not text.isdigit() or len(text) > 6:
             shown = text[:20].decode("utf-8", "backslashreplace")
-            raise UserError(f"{path}, {info.filename}, line {number}: {shown!r} is not an image number.")
+            raise UserError(f"{path}, {info.filename}, line {number}: {shown!r} is not an image number; restore it.")
         numbers.add(int(text))
     return numbers
 
@@ -75,7 +86,7 @@ def _same(target: Path, info: zipfile.ZipInfo) -> bool:
 
 
 def extract_images(archive: zipfile.ZipFile, images: dict[int, zipfile.ZipInfo], folder: Path) -> int:
-    """Unpack ``im<N>.jpg`` to `folder`; those already there whole are left. Returns how many were written."""
+    """Unpack ``im<N>.jpg`` to `folder`, except for images that are complete there; returns how many were written."""
     folder.mkdir(parents=True, exist_ok=True)
     written = 0
     for number in tqdm(sorted(images), desc="Unpacking", unit="image", disable=None, leave=False):
@@ -93,7 +104,11 @@ def extract_images(archive: zipfile.ZipFile, images: dict[int, zipfile.ZipInfo],
 
 
 def read_archives(paths: Sequence[Path], folder: Path) -> tuple[dict[str, set[int]], int]:
-    """Unpack all images and read all annotations: (numbers of each annotation, images written)."""
+    """Unpack all images and read all annotations: image numbers of each annotation, number of images written.
+
+    Raises:
+        UserError: an archive is missing, damaged, unsafe, or of another dataset; an image could not be written.
+    """
     annotations: dict[str, set[int]] = {}
     written = 0
     for path in paths:
@@ -106,7 +121,9 @@ def read_archives(paths: Sequence[Path], folder: Path) -> tuple[dict[str, set[in
                     stem = PurePosixPath(info.filename).stem
                     is_annotation = info.filename.endswith(".txt") and stem in (*CONCEPTS, *STRICT)
                     if (match or is_annotation) and info.file_size > _LARGEST:
-                        raise UserError(f"{path}: {info.filename} has {info.file_size:,} bytes; that is no image.")
+                        raise UserError(
+                            f"{path}: {info.filename} has {info.file_size:,} bytes, not an image; download it again."
+                        )
                     if match:
                         images[int(match[1])] = info
                     elif is_annotation:
@@ -114,32 +131,35 @@ def read_archives(paths: Sequence[Path], folder: Path) -> tuple[dict[str, set[in
                         found += 1
                 if not images and not found:
                     raise UserError(
-                        f"{path} holds neither mirflickr/im<N>.jpg nor annotations: is it of MIR-Flickr 25K?"
+                        f"{path} has neither mirflickr/im<N>.jpg nor annotations; give the archives of MIR-Flickr 25K."
                     )
                 if images:
                     written += extract_images(archive, images, folder)
         except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
-            raise UserError(f"{path} is damaged or is no zip archive ({error}): download it again.") from error
+            raise UserError(f"{path} is damaged or not a zip archive ({error}); download it again.") from error
         except OSError as error:
             where = error.filename or path
             raise UserError(f"{where} cannot be read or written: {error.strerror or error}.") from error
     return annotations, written
 
 
-def prepare(archives: Sequence[Path], output: Path, labels: int = 38, keep_unlabelled: bool = False,
-            seed: int = 0) -> list[str]:  # fmt: skip
-    """Unpack the archives below `output` and write the four lists there.
+def prepare(
+    archives: Sequence[Path], output: Path, labels: int = 38, keep_unlabelled: bool = False, seed: int = 0
+) -> list[str]:
+    """Unpack the archives to `output` and write the four lists there.
 
     Args:
-        archives: the images' and the annotations' archive; the former is not needed once its images are unpacked.
+        archives: that of the images and that of the annotations; the first is not needed when they are unpacked.
+        output: folder for images and lists; is created.
         labels: 38, or 24: without the stricter annotations.
         keep_unlabelled: keep the images that have no label.
         seed: draws the test list.
 
-    Returns: the report, line by line.
+    Returns:
+        The lines of the report.
 
     Raises:
-        UserError: an archive is missing, damaged or unsafe; annotations are missing; there are no images.
+        UserError: an archive is missing, damaged or unsafe; annotations or images are missing; the disk is full.
     """
     folder = output / IMAGES
     annotations, written = read_archives(archives, folder)
@@ -147,18 +167,18 @@ def prepare(archives: Sequence[Path], output: Path, labels: int = 38, keep_unlab
     missing = [name for name in columns if name not in annotations]
     if missing:
         raise UserError(
-            f"{len(missing)} of {labels} annotations are in none of the archives, {missing[0]}.txt among them: "
+            f"{len(missing)} of {labels} annotations are in none of the archives, such as {missing[0]}.txt; "
             "give mirflickr25k_annotations_v080.zip too" + (", or --labels 24." if labels == 38 else ".")
         )
     there = {int(match[1]) for path in folder.glob("im*.jpg") if (match := _IMAGE.fullmatch(path.name))}
     if not there:
-        raise UserError(f"{folder} holds no im<N>.jpg: give mirflickr25k.zip too.")
+        raise UserError(f"{folder} has no im<N>.jpg; give mirflickr25k.zip too.")
 
     labelled = set().union(*(annotations[name] for name in columns))
     absent = labelled - there
     kept = sorted(there if keep_unlabelled else there & labelled)
     if len(kept) < 2:
-        raise UserError(f"Only {len(kept)} image in {folder} has a label: are archives and images of one release?")
+        raise UserError(f"{folder}: only {len(kept)} image has a label; give archives and images of the same release.")
     row_of = {number: row for row, number in enumerate(kept)}
     rows = np.zeros((len(kept), len(columns)), dtype=np.uint8)
     for column, name in enumerate(columns):
@@ -177,30 +197,32 @@ def prepare(archives: Sequence[Path], output: Path, labels: int = 38, keep_unlab
         f"MIR-Flickr 25K with {labels} labels, written to {output}:",
         count_line("images", len(there), NUM_IMAGES) + f", {written:,} of them unpacked now",
         f"  images without a label, {'kept' if keep_unlabelled else 'dropped'}: {unlabelled:,}",
-        f"  labelled images that are not there, dropped: {len(absent):,}",
+        f"  missing images with a label, dropped: {len(absent):,}",
         count_line("images in the lists", len(kept), expected),
         count_line("database list", len(kept) - num_test, expected - NUM_TEST),
         count_line("test list", num_test, NUM_TEST),
     ]
     if absent:
-        report.append(f"  the first that are not there: {', '.join(f'im{n}.jpg' for n in sorted(absent)[:10])}")
+        report.append(f"  the first missing images: {', '.join(f'im{n}.jpg' for n in sorted(absent)[:10])}")
     return report
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m dataset.prepare_flickr25k", description="Make the MIR-Flickr 25K lists from the archives."
-    )
-    parser.add_argument("archives", nargs="+", type=Path, metavar="ZIP", help="mirflickr25k.zip and the annotations")
-    parser.add_argument("-o", "--output", type=Path, default=Path("dataset/Flickr"), metavar="DIR",
-                        help="folder for images and lists [dataset/Flickr]")  # fmt: skip
-    parser.add_argument("--labels", type=int, choices=(24, 38), default=38,
-                        help="38 annotations, or the 24 concepts without the stricter ones [38]")  # fmt: skip
-    parser.add_argument("--keep-unlabelled", action="store_true", help="keep images that have no label")
-    parser.add_argument("--seed", type=int, default=0, help="draws the test list [0]")
-    return run_command(
-        parser, arguments, lambda got: prepare(got.archives, got.output, got.labels, got.keep_unlabelled, got.seed)
-    )
+    """Run with the given command line; returns the exit status (`utils.command.run_command`)."""
+
+    def work() -> list[str]:
+        parser = Parser(prog=NAME, description="Make the lists of MIR-Flickr 25K from the official archives.")
+        parser.add_argument("archives", nargs="+", type=Path, metavar="ZIP", help="the archives, in any order")
+        parser.add_argument(
+            "-o", "--output", type=Path, default=OUTPUT, metavar="DIR", help=f"images and lists [{OUTPUT}]"
+        )
+        parser.add_argument("--labels", type=int, choices=(24, 38), default=38, help="24: without the *_r1 labels [38]")
+        parser.add_argument("--keep-unlabelled", action="store_true", help="keep images that have no label")
+        parser.add_argument("--seed", type=bounded(int, 0), default=0, help="seed that draws the test list [0]")
+        given = parser.parse_args(arguments)
+        return prepare(given.archives, given.output, given.labels, given.keep_unlabelled, given.seed)
+
+    return print_report(NAME, work)
 
 
 if __name__ == "__main__":

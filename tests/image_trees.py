@@ -1,13 +1,18 @@
-"""Small image collections in the formats that the datasets' authors use, made by the tests that read them."""
+"""Small datasets in the formats of their authors, made by the tests that read them."""
 
 from __future__ import annotations
 
+import hashlib
 import pickle
 import zipfile
 from pathlib import Path
 
 import numpy as np
+import pytest
+import torch
 from PIL import Image
+
+from data import ImageDataset, Split
 
 
 def photo(seed: int, width: int = 60, height: int = 45) -> Image.Image:
@@ -20,6 +25,19 @@ def photo(seed: int, width: int = 60, height: int = 45) -> Image.Image:
 def save_photo(path: Path, seed: int, width: int = 60, height: int = 45) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     photo(seed, width, height).save(path, quality=95)
+
+
+def ids(split: Split) -> set[str]:
+    """The names of all images."""
+    return {*split.query.paths, *split.database.paths}
+
+
+def shows(dataset: ImageDataset, row: int, seed: int) -> bool:
+    """Whether the dataset's row holds the picture that the tree made from `seed`."""
+    got = dataset.pixels([row])[0].permute(1, 2, 0).float()
+    side = got.shape[0]
+    want = photo(seed).resize((int(side * 60 / 45), side), Image.Resampling.BILINEAR)
+    return (got - torch.from_numpy(np.asarray(want).copy())).abs().mean().item() < 6
 
 
 def label_rows(count: int, width: int, seed: int = 0, empty: int = 0) -> np.ndarray:
@@ -41,8 +59,14 @@ def write_rows(path: Path, rows: np.ndarray, end: str = "\n", blank: str = " ") 
     write_lines(path, [blank.join(map(str, row)) for row in rows.tolist()], end)
 
 
+CIFAR10_CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+
+
 def cifar10_tree(root: Path, per_batch: int = 40, protocol: int = 2) -> np.ndarray:
-    """``cifar-10-batches-py`` with six batches of `per_batch` images; returns all pixels, uint8 [n, 3, 32, 32]."""
+    """``cifar-10-batches-py`` with six batches of `per_batch` images; returns all pixels, uint8 [n, 3, 32, 32].
+
+    The sums of these files are not the official ones: see `trust_cifar10`.
+    """
     folder = root / "cifar-10-batches-py"
     folder.mkdir(parents=True, exist_ok=True)
     random = np.random.default_rng(10)
@@ -50,14 +74,28 @@ def cifar10_tree(root: Path, per_batch: int = 40, protocol: int = 2) -> np.ndarr
     for name in [*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"]:
         data = random.integers(0, 256, (per_batch, 3072), dtype=np.uint8)
         batch = {
-            b"batch_label": name.encode(),
-            b"labels": [index % 10 for index in range(per_batch)],
-            b"data": data,
-            b"filenames": [b"x.png"] * per_batch,
+            "batch_label": name,
+            "labels": [index % 10 for index in range(per_batch)],
+            "data": data,
+            "filenames": ["x.png"] * per_batch,
         }
         (folder / name).write_bytes(pickle.dumps(batch, protocol=protocol))
         pixels.append(data.reshape(-1, 3, 32, 32))
+    meta = {"num_cases_per_batch": per_batch, "label_names": CIFAR10_CLASSES, "num_vis": 3072}
+    (folder / "batches.meta").write_bytes(pickle.dumps(meta, protocol=protocol))
     return np.concatenate(pixels)
+
+
+def trust_cifar10(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take the files of ``root/cifar-10-batches-py`` for the official ones."""
+    from torchvision.datasets import CIFAR10  # slow, and most tests need none
+
+    def md5(name: str) -> str:
+        return hashlib.md5((root / "cifar-10-batches-py" / name).read_bytes()).hexdigest()
+
+    for files in ("train_list", "test_list"):
+        monkeypatch.setattr(CIFAR10, files, [[name, md5(name)] for name, _ in getattr(CIFAR10, files)])
+    monkeypatch.setattr(CIFAR10, "meta", {**CIFAR10.meta, "md5": md5("batches.meta")})
 
 
 def nus_wide_tc21_tree(

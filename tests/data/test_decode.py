@@ -76,6 +76,20 @@ def test_damaged_exif_does_not_matter(tmp_path: Path) -> None:
     assert decode(tmp_path / "a.jpg", 256).shape == (45, 60, 3)
 
 
+def test_exif_of_which_only_the_orientation_can_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    photo(5).save(tmp_path / "a.jpg", exif=exif, quality=95)
+    want = decode(tmp_path / "a.jpg", 256)
+
+    def fail(_: Image.Exif, offset: int = 8) -> bytes:
+        raise ValueError("damaged")
+
+    monkeypatch.setattr(Image.Exif, "tobytes", fail)
+    got = decode(tmp_path / "a.jpg", 256)
+    assert got.shape == (60, 45, 3) and np.array_equal(got, want)
+
+
 @pytest.mark.parametrize("tolerant", [False, True])
 @pytest.mark.parametrize("kind", ["jpg", "png", "gif", "webp"])
 def test_half_an_image_is_no_image(tmp_path: Path, kind: str, tolerant: bool, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""The parsers of image lists and label rows: what they take, and that every complaint names the file and the line."""
+"""The readers of image lists and label rows: what they accept; every error message names the file and the line."""
 
 from __future__ import annotations
 
@@ -56,12 +56,12 @@ def test_label_rows(tmp_path: Path, content: bytes) -> None:
         (b"", "is empty"),
         (b"\r\n \n", "is empty"),
         (b"0 1\n\n1 0\n", "line 2 is blank"),
-        (b"0 1\n0 2\n", "line 2 holds '2'"),
-        (b"0 1\n0 1.0\n", "line 2 holds '1.0'"),
-        (b"01 1\n", "line 1 holds '01'"),
+        (b"0 1\n0 2\n", "line 2 has '2'"),
+        (b"0 1\n0 1.0\n", "line 2 has '1.0'"),
+        (b"01 1\n", "line 1 has '01'"),
         (b"0 1\n1 0 0\n", "line 2 has 3 labels, line 1 has 2"),
-        (b"0 \xff\n", r"line 1 holds '\\xff'"),
-        (b"-1 1\n", "line 1 holds '-1'"),
+        (b"0 \xff\n", r"line 1 has '\\xff'"),
+        (b"-1 1\n", "line 1 has '-1'"),
     ],
 )
 def test_bad_label_rows(tmp_path: Path, content: bytes, message: str) -> None:
@@ -80,7 +80,7 @@ def test_widths(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(b"a\n\nb\n", "line 2 is blank"), (b"a\nb\xff\n", "line 2 is not UTF-8"), (b"a\0.jpg\n", "line 1 holds a NUL")],
+    [(b"a\n\nb\n", "line 2 is blank"), (b"a\nb\xff\n", "line 2 is not UTF-8"), (b"a\0.jpg\n", "line 1 has a NUL")],
 )
 def test_bad_names(tmp_path: Path, content: bytes, message: str) -> None:
     with pytest.raises(UserError, match=message):

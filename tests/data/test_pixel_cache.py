@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import logging
 import multiprocessing
 import os
 import pickle
 import shutil
 import threading
-import time
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +23,7 @@ from data.pixel_cache import CachedPixels, StaleCache
 from data.transform import AUGMENTATIONS, HEIGHT, draw_windows
 from tests import image_trees as trees
 from utils.errors import UserError
+from utils.log import log
 from utils.seeding import generator
 
 OPTIONS = {"image_size": 32, "num_query": 3}
@@ -39,13 +42,13 @@ def tree(tmp_path: Path) -> Path:
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the images that the cache decodes."""
     names: list[str] = []
-    real = pixel_cache.decode
+    real = pixel_cache.decode_or_reason
 
-    def decode(path: Path, side: int) -> np.ndarray:
+    def decode(path: Path, side: int) -> np.ndarray | str:
         names.append(path.name)
         return real(path, side)
 
-    monkeypatch.setattr(pixel_cache, "decode", decode)
+    monkeypatch.setattr(pixel_cache, "decode_or_reason", decode)
     return names
 
 
@@ -79,7 +82,7 @@ def test_a_crop_reads_only_its_own_rows(tree: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_whole_images_and_their_sizes(tree: Path) -> None:
-    split, plain = (load_data("folder", tree, Options(cache=cache, **OPTIONS)) for cache in (True, False))
+    split, plain = (load_data("folder", tree, Options(cache=cache, **OPTIONS)) for cache in ("on", "off"))
     assert np.array_equal(split.database.source.sizes, plain.database.source.sizes)
     for one, two in zip(split.database.pixels(range(9)), plain.database.pixels(range(9)), strict=True):
         assert torch.equal(one, two)
@@ -88,10 +91,9 @@ def test_whole_images_and_their_sizes(tree: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize("off", [False, "off"])
-def test_without_cache_nothing_is_written(tree: Path, off: bool | str) -> None:
+def test_without_cache_nothing_is_written(tree: Path) -> None:
     before = sorted(tree.rglob("*"))
-    load_data("folder", tree, Options(cache=off, **OPTIONS))
+    load_data("folder", tree, Options(cache="off", **OPTIONS))
     assert sorted(tree.rglob("*")) == before
 
 
@@ -131,17 +133,15 @@ def test_a_longer_list_and_a_touched_file(tree: Path, decoded: list[str]) -> Non
 
 def test_what_the_disk_could_not_read_is_tried_again(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The reason that an image is bad may have been a passing one, which leaves no trace in the file's date."""
-    real = pixel_cache.decode
+    real = pixel_cache.decode_or_reason
 
-    def fail(path: Path, side: int) -> np.ndarray:
-        if path.name == "05.jpg":
-            raise pixel_cache.BadImage("Input/output error")
-        return real(path, side)
+    def fail(path: Path, side: int) -> np.ndarray | str:
+        return "Input/output error" if path.name == "05.jpg" else real(path, side)
 
-    monkeypatch.setattr(pixel_cache, "decode", fail)
+    monkeypatch.setattr(pixel_cache, "decode_or_reason", fail)
     for _ in range(2):
         assert len(load_data("folder", tree, Options(on_bad_image="skip", **OPTIONS)).database) == 8
-    monkeypatch.setattr(pixel_cache, "decode", real)
+    monkeypatch.setattr(pixel_cache, "decode_or_reason", real)
     assert len(load_data("folder", tree, Options(**OPTIONS)).database) == 9
 
 
@@ -178,59 +178,65 @@ def test_an_interrupted_build_leaves_the_old_cache(tree: Path, monkeypatch: pyte
     def interrupt(*_: object) -> np.ndarray:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pixel_cache, "decode", interrupt)
+    monkeypatch.setattr(pixel_cache, "decode_or_reason", interrupt)
     with pytest.raises(KeyboardInterrupt):
         load_data("folder", tree, Options(**OPTIONS))
     assert (tree / NAME).read_bytes() == before and not list(tree.glob("*.part"))
 
 
-def _load(root: str, queue) -> None:
-    split = load_data("folder", root, Options(**OPTIONS))
-    queue.put([images.double().sum().item() for images in batches(split)])
+def _sums(root: str) -> list[float]:
+    return [images.double().sum().item() for images in batches(load_data("folder", root, Options(**OPTIONS)))]
 
 
 def test_two_processes_at_once(tree: Path) -> None:
-    context = multiprocessing.get_context("spawn")
-    queue = context.Queue()
-    processes = [context.Process(target=_load, args=(str(tree), queue)) for _ in range(2)]
-    for process in processes:
-        process.start()
-    sums = [queue.get(timeout=60) for _ in processes]
-    for process in processes:
-        process.join()
-    assert (
-        sums[0]
-        == sums[1]
-        == [images.double().sum().item() for images in batches(load_data("folder", tree, Options(**OPTIONS)))]
-    )
+    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as executor:
+        one, other = executor.map(_sums, [str(tree)] * 2)
+    assert one == other == _sums(str(tree))
 
 
-def test_the_second_builder_waits_and_does_not_build(tree: Path, decoded: list[str]) -> None:
-    slow = pixel_cache.decode
+def test_the_second_builder_waits_and_does_not_build(
+    tree: Path, decoded: list[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The first of three builders decodes nothing before both others have said that they wait."""
+    decode = pixel_cache.decode_or_reason
+    others_wait = threading.Event()
 
-    def decode(path: Path, side: int) -> np.ndarray:
-        time.sleep(0.02)
-        return slow(path, side)
+    class Waiting(logging.Handler):
+        count = 0
 
-    pixel_cache.decode = decode
+        def emit(self, record: logging.LogRecord) -> None:
+            if "Another run is building" in record.getMessage():
+                self.count += 1
+                if self.count == 2:
+                    others_wait.set()
+
+    def decode_later(path: Path, side: int) -> np.ndarray | str:
+        assert others_wait.wait(600)
+        return decode(path, side)
+
+    monkeypatch.setattr(pixel_cache, "decode_or_reason", decode_later)
+    handler = Waiting()
+    log.addHandler(handler)
     try:
-        threads = [threading.Thread(target=load_data, args=("folder", tree), kwargs=OPTIONS) for _ in range(3)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        with caplog.at_level(logging.INFO), ThreadPoolExecutor(3) as executor:
+            runs = [executor.submit(load_data, "folder", tree, Options(**OPTIONS)) for _ in range(3)]
+            sums = [sum(images.double().sum().item() for images in batches(run.result())) for run in runs]
     finally:
-        pixel_cache.decode = slow
-    assert len(decoded) == 12
+        log.removeHandler(handler)
+    assert len(decoded) == 12 and len(set(sums)) == 1 and not list(tree.glob("*.part"))
 
 
-def test_a_file_system_without_locks(tree: Path, monkeypatch: pytest.MonkeyPatch, caplog) -> None:
+def test_a_file_system_without_locks(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def flock(*_: object) -> None:
-        raise OSError("no locks here")
+        raise OSError(errno.ENOSYS, "Function not implemented")
 
-    monkeypatch.setattr(pixel_cache.fcntl, "flock", flock)
-    load_data("folder", tree, Options(**OPTIONS))
-    assert "knows no locks" in caplog.text and (tree / NAME).is_file() and not list(tree.glob("*.part"))
+    monkeypatch.setattr("fcntl.flock", flock)
+    with pytest.warns(UserWarning, match="flock not supported"):
+        load_data("folder", tree, Options(**OPTIONS))
+    assert (tree / NAME).is_file() and not list(tree.glob("*.part"))
+    monkeypatch.setattr("fcntl.flock", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOLCK, "No locks available")))
+    with pytest.raises(UserError, match=r"No locks available\. Keep it in another folder with --cache DIR"):
+        load_data("folder", tree, Options(**(OPTIONS | {"image_size": 28})))
 
 
 def test_no_room_on_the_disk(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -252,7 +258,7 @@ def test_the_disk_fills_up(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_folder_that_cannot_be_written_to(tree: Path) -> None:
     with pytest.raises(UserError, match=r"cannot be read or written: Not a directory\..* --cache DIR"):
-        load_data("folder", tree, Options(cache=tree / "a" / "00.jpg", **OPTIONS))
+        load_data("folder", tree, Options(cache=str(tree / "a" / "00.jpg"), **OPTIONS))
 
 
 def test_a_cache_cut_short_while_it_is_read(tree: Path) -> None:
@@ -270,7 +276,7 @@ def test_files_that_change_while_they_are_read(tree: Path) -> None:
     with pytest.raises(UserError, match="has changed since the run began"):
         split.query[0]
     first.unlink()
-    with pytest.raises(UserError, match="could be read when the run began and cannot any more"):
+    with pytest.raises(UserError, match="could be read when the run began, but not any more"):
         split.query[0]
 
 

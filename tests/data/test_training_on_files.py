@@ -1,4 +1,4 @@
-"""Both mains train on every kind of collection, called as a user calls run.py."""
+"""Both mains train on every kind of dataset, called as a user calls run.py."""
 
 from __future__ import annotations
 
@@ -32,6 +32,8 @@ def test_training(dataset: str, method: str, tmp_path: Path, monkeypatch: pytest
         shrink(monkeypatch, main, dropout=0.5)
     build, num_query, num_database, num_classes = TREES[dataset]
     build(tmp_path / "dataset")
+    if dataset == "cifar-10":
+        trees.trust_cifar10(tmp_path / "dataset", monkeypatch)
     flags = [
         *("--method", method, "--dataset", dataset, "--root", tmp_path / "dataset", "--logs", tmp_path / "logs"),
         *("--num-query", num_query, "--image-size", 16, "--weights", "none", "--code-length", 8),

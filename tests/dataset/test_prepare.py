@@ -1,8 +1,10 @@
-"""The preparation commands on small releases in the official formats: lists, counts, safety, running again."""
+"""The preparation commands with small releases in the official formats: lists, counts, safety, running again."""
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 import zipfile
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import pytest
 
 from data import Options, load_data
 from data.list_files import read_labels, read_names
-from dataset import official_release, prepare_flickr25k, prepare_nus_wide
+from dataset import export_digits, official_release, prepare_flickr25k, prepare_nus_wide
 from tests import image_trees as trees
 from utils.errors import UserError
 
@@ -39,8 +41,8 @@ def test_flickr_lists(tmp_path: Path, labels: int, capsys: pytest.CaptureFixture
         seen |= set(numbers)
     assert seen == set(range(1, 38))  # 38 to 40 have no label
     report = capsys.readouterr().out
-    assert "images: 40   (the whole release: 25,000), 40 of them unpacked now" in report
-    assert "without a label, dropped: 3" in report and "images in the lists: 37   (the whole release: 24,581)" in report
+    assert "images: 40   (complete release: 25,000), 40 of them unpacked now" in report
+    assert "without a label, dropped: 3" in report and "images in the lists: 37   (complete release: 24,581)" in report
     split = load_data("flickr25k", tmp_path / "dataset", Options(num_query=5, image_size=32))
     assert (len(split.query), len(split.database), split.class_names) == (5, 32, columns)
     with zipfile.ZipFile(archives[0]) as archive:
@@ -81,7 +83,7 @@ def test_flickr_missing_images_are_counted(tmp_path: Path, capsys: pytest.Captur
     capsys.readouterr()
     assert flickr_main(archives[1:], output) == 0
     report = capsys.readouterr().out
-    assert "labelled images that are not there, dropped: 2" in report and "im2.jpg, im9.jpg" in report
+    assert "missing images with a label, dropped: 2" in report and "im2.jpg, im9.jpg" in report
     assert {2, 9} <= set().union(*members.values())
     assert not {"mirflickr/im2.jpg", "mirflickr/im9.jpg"} & set(read_names(output / "db_image.txt"))
 
@@ -129,19 +131,19 @@ def test_flickr_errors(tmp_path: Path, capsys: pytest.CaptureFixture[str], monke
 
     assert "38 of 38 annotations are in none of the archives" in message(archives[0])
     (out / "mirflickr").rename(tmp_path / "kept")
-    assert "holds no im<N>.jpg: give mirflickr25k.zip too" in message(archives[1])
+    assert "has no im<N>.jpg; give mirflickr25k.zip too" in message(archives[1])
     assert "none.zip cannot be read or written" in message(tmp_path / "none.zip")
     (tmp_path / "cut.zip").write_bytes(archives[0].read_bytes()[:-500])
-    assert "cut.zip is damaged or is no zip archive" in message(tmp_path / "cut.zip")
+    assert "cut.zip is damaged or not a zip archive" in message(tmp_path / "cut.zip")
     content = bytearray(archives[0].read_bytes())
     content[content.index(b"\xff\xda") + 20] ^= 0xFF  # inside an image
     (tmp_path / "flipped.zip").write_bytes(content)
     assert "flipped.zip is damaged" in message(tmp_path / "flipped.zip")
-    assert "holds neither" in message(make_zip(tmp_path / "other.zip", {"a.txt": b"1"}))
+    assert "has neither" in message(make_zip(tmp_path / "other.zip", {"a.txt": b"1"}))
     bad = make_zip(tmp_path / "bad.zip", {"clouds.txt": b"1\n2\nthree\n"})
     assert "bad.zip, clouds.txt, line 3: 'three' is not an image number" in message(bad)
     monkeypatch.setattr(prepare_flickr25k, "_LARGEST", 10)
-    assert "that is no image" in message(archives[0])
+    assert "bytes, not an image" in message(archives[0])
 
 
 def test_flickr_images_of_another_release(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -149,7 +151,7 @@ def test_flickr_images_of_another_release(tmp_path: Path, capsys: pytest.Capture
     (tmp_path / "out" / "mirflickr").mkdir(parents=True)
     trees.save_photo(tmp_path / "out" / "mirflickr" / "im999.jpg", 1)
     assert flickr_main(archives[1:], tmp_path / "out") == 2
-    assert "Only 0 image" in capsys.readouterr().err
+    assert "only 0 image has a label" in capsys.readouterr().err
 
 
 def test_nus_wide_lists(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -173,8 +175,8 @@ def test_nus_wide_lists(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
         want = [f"concept{column:02d}" for column in columns.tolist()]
         assert read_names(folder / f"concepts_tc{width}.txt") == want
     report = capsys.readouterr().out
-    assert "images in the ground truth: 300   (the whole release: 269,648)" in report
-    assert "(the whole release: 195,834)" in report and "(the whole release: 186,577)" in report
+    assert "images in the ground truth: 300   (complete release: 269,648)" in report
+    assert "(complete release: 195,834)" in report and "(complete release: 186,577)" in report
     tc21 = load_data("nus-wide-tc21", tmp_path, Options(image_size=32))
     assert len(tc21.query) == 21 and tc21.class_names == read_names(folder / "concepts_tc21.txt")
     assert (tc21.query.labels.sum(0) >= 1).all()
@@ -201,12 +203,12 @@ def test_nus_wide_missing_images(tmp_path: Path, capsys: pytest.CaptureFixture[s
     (tmp_path / "images" / names[5]).rename(tmp_path / "images" / Path(names[5]).name)  # flat instead of nested
     assert prepare_nus_wide.main([str(tmp_path)]) == 0
     report = capsys.readouterr().out
-    assert "images that are not there, dropped: 3" in report and f"images/{names[0]}, images/{names[1]}" in report
+    assert "missing images, dropped: 3" in report and f"images/{names[0]}, images/{names[1]}" in report
     listed = read_names(tmp_path / "database_img.txt") + read_names(tmp_path / "test_img.txt")
     assert not {f"images/{name}" for name in names[:3]} & set(listed)
     assert f"images/{Path(names[5]).name}" in listed or f"images/{names[5]}" not in listed
     assert prepare_nus_wide.main([str(tmp_path), "--keep-missing"]) == 0
-    assert "listed all the same: 3" in capsys.readouterr().out
+    assert "listed anyway: 3" in capsys.readouterr().out
     assert f"images/{names[0]}" in read_names(tmp_path / "img_tc10.txt")
 
 
@@ -218,9 +220,9 @@ def test_nus_wide_errors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
         assert prepare_nus_wide.main([str(where)]) == 2
         return capsys.readouterr().err
 
-    assert "is no folder" in message(tmp_path / "none")
+    assert "is not a folder" in message(tmp_path / "none")
     (folder / "images").rename(tmp_path / "away")
-    assert "None of the 60 images is below" in message()
+    assert "None of the 60 images is in" in message()
     (tmp_path / "away").rename(folder / "images")
 
     path = truth / "Labels_concept03.txt"
@@ -228,7 +230,7 @@ def test_nus_wide_errors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     path.write_text(good[:-2])
     assert "Labels_concept03.txt has 59 lines, Labels_concept00.txt has 60" in message()
     path.write_text(good.replace("1", "7", 1))
-    assert re.search(r"Labels_concept03\.txt, line \d+ holds '7'", message())
+    assert re.search(r"Labels_concept03\.txt, line \d+ has '7'", message())
     path.write_text("")
     assert "Labels_concept03.txt is empty" in message()
     path.write_text(good)
@@ -242,7 +244,7 @@ def test_nus_wide_errors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     image_list.write_text(lines)
     for number in range(5):
         (truth / f"Labels_concept{number:02d}.txt").unlink()
-    assert "holds 20 files Labels_<concept>.txt, 21 are needed" in message()
+    assert "has 20 files Labels_<concept>.txt, but 21 are needed" in message()
 
 
 def test_nus_wide_too_few_images(tmp_path: Path) -> None:
@@ -257,7 +259,43 @@ def test_lists_are_written_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     def fail(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(official_release.os, "fsync", fail)
-    with pytest.raises(UserError, match=r"list\.txt cannot be written: No space left"):
+    monkeypatch.setattr("utils.files.os.fsync", fail)
+    with pytest.raises(
+        UserError, match=r"list\.txt: could not be written \(No space left on device\); free some space"
+    ):
         official_release.write_names(tmp_path / "list.txt", ["new", "er"])
     assert (tmp_path / "list.txt").read_text() == "old\n" and len(list(tmp_path.iterdir())) == 1
+
+
+MAINS = {"prepare_flickr25k": prepare_flickr25k.main, "prepare_nus_wide": prepare_nus_wide.main}
+MAINS["export_digits"] = export_digits.main
+
+
+@pytest.mark.parametrize("command", MAINS)
+@pytest.mark.parametrize("flags", [["x", "--seed", "-1"], ["x", "--seed", "many"], ["x", "--colour", "red"], []])
+def test_bad_flags_are_one_line(command: str, flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert MAINS[command](flags) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"python -m dataset.{command}: ") and error.count("\n") == 1
+
+
+def test_a_stopped_command_says_what_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    archives, _ = trees.flickr_release(tmp_path / "release")
+    replace = os.replace
+    renamed = []
+
+    def stop_at_the_third(source: Path, target: Path) -> None:
+        renamed.append(target)
+        if len(renamed) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        replace(source, target)
+
+    monkeypatch.setattr(prepare_flickr25k.os, "replace", stop_at_the_third)
+    assert flickr_main(archives, tmp_path / "out") == 143
+    assert "SIGTERM; the files written so far are kept; run the command again" in capsys.readouterr().err
+    assert sorted(path.name for path in (tmp_path / "out" / "mirflickr").iterdir()) == ["im1.jpg", "im2.jpg"]
+    monkeypatch.undo()
+    assert flickr_main(archives, tmp_path / "out") == 0
+    assert "38 of them unpacked now" in capsys.readouterr().out
