@@ -1,4 +1,4 @@
-"""`python -m reports tables SOURCE...`: collect finished runs in a CSV, print tables and comparisons (docs/tables.md)."""
+"""`python -m reports tables SOURCE...`: finished runs as a CSV, tables and comparisons (docs/tables.md)."""
 
 from __future__ import annotations
 
@@ -333,8 +333,8 @@ def comparison(rows: list[Row], wanted: Sequence[str] | None, database: str) -> 
                 lines.append([dataset, title, bits_text, str(result.n), *tests])
     if not lines:
         raise UserError(
-            f"--compare: nothing to compare by {database} codes among {_listed(names.values())}; name two variants with "
-            "--variants, or other codes with --codes."
+            f"--compare: nothing to compare by {database} codes among {_listed(names.values())}; name two "
+            "variants with --variants, or other codes with --codes."
         )
     header = ["dataset", "difference", "bits", "n", "mean ± sd", "paired t-test p", "Wilcoxon p", "least Wilcoxon p"]
     note = f"mAP of the {database} codes, expected over ties, paired by seed; two-sided p, each test on its own."
