@@ -148,6 +148,53 @@ def test_without_an_output_a_comparison_lies_beside_the_runs(tmp_path, capsys):
     assert [path.name for path in (tmp_path / "figures").iterdir()] == ["map-by-code-length.png"]
 
 
+def without_learned_codes(folder):
+    """Turn a run into one of a method that learns no database codes; the saved codes are the network's."""
+    rows = json.loads((folder / "results.json").read_text())
+    for row in rows:
+        learned, network = row["map"]["learned"]["expected"], row["map"]["network"]["expected"]
+        row["map"] = {"network": row["map"]["network"]}
+        for path in folder.glob(f"digits-{row['code_length']}bits-{learned:.4f}-*.t"):
+            path.rename(folder / path.name.replace(f"{learned:.4f}", f"{network:.4f}"))
+    (folder / "results.json").write_text(json.dumps(rows))
+    return folder
+
+
+def test_a_method_that_learns_no_codes_is_drawn_with_the_codes_of_its_network(tmp_path, monkeypatch):
+    folder = without_learned_codes(fake_run(tmp_path / "a", method="csq"))
+    drawn = {}
+    monkeypatch.setattr(reports.figures, "map_figure", lambda path, series, *_: drawn.update(series) or path)
+    monkeypatch.setattr(
+        reports.figures, "training_figure", lambda path, rows, title, codes: drawn.update({title: codes}) or path
+    )
+    names = [path.name for path in reports.figures.run_figures(folder)]
+    assert drawn == {
+        "csq, digits, 12 bits": "network's codes", "csq, digits, 32 bits": "network's codes",
+        "network's codes": {12: [pytest.approx(0.4)], 32: [pytest.approx(0.6)]},
+    }  # fmt: skip
+    assert names[-2:] == ["precision-recall.png", "precision-at-n.png"], "the saved codes are found"
+
+
+def test_a_comparison_marks_the_curves_of_methods_that_learn_no_codes(tmp_path, monkeypatch):
+    asymmetric = fake_run(tmp_path / "a")
+    symmetric = without_learned_codes(fake_run(tmp_path / "b", method="csq"))
+    maps, curves_of = [], []
+    monkeypatch.setattr(
+        reports.figures, "map_figure", lambda path, series, ylabel, title: maps.append((series, ylabel)) or path
+    )
+    monkeypatch.setattr(
+        reports.evaluate, "precision_recall_figure", lambda path, named, title: curves_of.append(list(named)) or path
+    )
+    both = ["MM Asia", "csq, network's codes"]
+    reports.figures.comparison_figures([asymmetric, symmetric], tmp_path / "out")
+    assert list(maps[0][0]) == both and maps[0][1] == "mAP, learned codes" and curves_of == [both, both]
+    assert maps[0][0]["csq, network's codes"] == {12: [pytest.approx(0.4)], 32: [pytest.approx(0.6)]}
+    reports.figures.comparison_figures([asymmetric, symmetric], tmp_path / "out", database="network")
+    assert list(maps[1][0]) == ["MM Asia", "csq"] and maps[1][1] == "mAP, network's codes"
+    reports.figures.comparison_figures([symmetric], tmp_path / "out")
+    assert list(maps[2][0]) == ["csq"] and maps[2][1] == "mAP, network's codes"
+
+
 def break_json(folder):
     (folder / "results.json").write_text("[{")
 
@@ -220,13 +267,6 @@ def test_no_folder_and_a_gallery_of_several_runs(tmp_path, capsys):
     folders = [str(fake_run(tmp_path / name)) for name in "ab"]
     assert reports.figures.main([*folders, "--gallery"]) == 2
     assert "--gallery: draws one run" in capsys.readouterr().err
-
-
-def test_a_last_line_still_being_written_is_left_out(tmp_path):
-    folder = fake_run(tmp_path / "a")
-    with (folder / "metrics.jsonl").open("a") as file:
-        file.write('{"code_length": 32, "iter')
-    assert [row["iteration"] for row in reports.figures.metrics_by_length(folder)[32]] == [1, 2, 3, 4]
 
 
 def test_a_real_run_from_training_to_gallery(tmp_path, monkeypatch, capsys):
