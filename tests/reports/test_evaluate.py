@@ -60,6 +60,13 @@ def test_a_run_folder_with_several_code_lengths(run_folder, capsys):
     assert f"{reports[0]['map']['expected']:.4f}" in output
 
 
+def test_a_link_is_written_and_not_replaced(run_folder, tmp_path):
+    link, target = tmp_path / "link.json", tmp_path / "target.json"  # /dev/stdout is a link, too
+    link.symlink_to(target)
+    assert main([str(run_folder), "--json", str(link)]) == 0
+    assert link.is_symlink() and len(json.loads(target.read_text())) == 2
+
+
 def test_topk_on_the_command_line_wins(run_folder, tmp_path):
     target = tmp_path / "all.json"
     assert main([str(run_folder), "--topk", "-1", "--json", str(target)]) == 0
