@@ -16,7 +16,6 @@ from __future__ import annotations
 import csv
 import functools
 import importlib.util
-import io
 import multiprocessing
 import platform
 import statistics
@@ -32,7 +31,7 @@ import torch
 
 from utils.command import Parser, bounded, run_command
 from utils.evaluate import average_precision
-from utils.files import require_place, write_file
+from utils.files import require_place
 
 
 class Setting(NamedTuple):
@@ -255,11 +254,10 @@ def _benchmark(arguments: Sequence[str]) -> None:
         print_row(measured, head=not rows)
         rows += measured
     if options.csv:
-        text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-        write_file(options.csv, lambda file: file.write(text.getvalue().encode()), "--csv")
+        with options.csv.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
 
 
 if __name__ == "__main__":

@@ -85,10 +85,7 @@ def evaluate_codes(
     All are means over all queries; a query without a relevant item counts as 0.
 
     Args:
-        query_code: as for `average_precision`.
-        database_code: as for `average_precision`.
-        query_labels: as for `average_precision`.
-        database_labels: as for `average_precision`.
+        query_code, database_code, query_labels, database_labels: as for `average_precision`.
         topk: R of mAP@R; None, ≤ 0 or ≥ D: the whole database.
         device: where to count; None: the CPU.
 
