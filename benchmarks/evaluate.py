@@ -1,25 +1,25 @@
-"""How fast the evaluation is: mAP by a plain loop, by utils.evaluate in all its ways, and by faiss, timed in turn.
+"""How fast the evaluation is: mAP by a plain loop, by each engine of utils.evaluate, and by faiss.
 
 python -m benchmarks.evaluate                   # five settings, seven rounds; prints the table of docs/evaluation.md
-python -m benchmarks.evaluate --quick           # seconds, tiny: proves that it runs
-python -m benchmarks.evaluate --csv results/evaluate.csv
+python -m benchmarks.evaluate --quick           # tiny sizes, a few seconds: checks that the benchmark runs
+python -m benchmarks.evaluate --csv FILE        # also write all numbers; results/evaluate.csv was made so
 
-Every round times each contestant once, one after the other, so that a machine's mood strikes all alike; the figures
-are medians over rounds. The plain loop and faiss rank only some of the queries and are scaled up by their number.
-The plain loop runs on one thread: a second one gains it nothing, and on a busy machine costs it dearly.
-On a busy machine take `--clock cpu`: everything on one thread, in seconds of the processor instead of the wall.
-Codes and labels are random, which is the hardest case: nothing is skipped because of how trained codes look.
+Each round times every contestant once, one after the other, so that changes of the machine's load affect all of them.
+The numbers are medians over the rounds. The plain loop and faiss rank only some of the queries; their time is scaled to
+all queries. The plain loop runs on one thread, because a second one does not make it faster.
+On a busy machine use `--clock cpu`: everything on one thread, in processor time.
+Codes and labels are random; that is the hardest case, because nothing can be skipped.
 """
 
 from __future__ import annotations
 
-import argparse
 import csv
 import functools
 import importlib.util
 import multiprocessing
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -29,10 +29,14 @@ from unittest import mock
 import numpy as np
 import torch
 
+from utils.command import Parser, bounded, run_command
 from utils.evaluate import average_precision
+from utils.files import require_place
 
 
 class Setting(NamedTuple):
+    """The size of a task."""
+
     name: str
     queries: int
     database: int
@@ -54,9 +58,9 @@ Case = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 def make_case(setting: Setting) -> Case:
-    """Random ±1 codes and labels, float32: one label an item for 10 classes, else each label with probability 0.1.
+    """Random ±1 codes and labels, float32: one label per item for 10 classes, else each label with probability 0.1.
 
-    Database codes are distinct where 2^K leaves room for that.
+    Above 16 bits the database codes are distinct.
     """
     rng = np.random.default_rng(999)
     shape = setting.queries, setting.database
@@ -77,7 +81,7 @@ def make_case(setting: Setting) -> Case:
 
 
 def plain_loop(case: Case, topk: int | None) -> torch.Tensor:
-    """AP in stable order as the definition reads: sort the database for one query after the other."""
+    """AP in stable order by its definition: the database is sorted for one query after the other."""
     query_code, database_code, query_labels, database_labels = case
     torch.set_num_threads(1)
     result = torch.zeros(len(query_code), dtype=torch.float64)
@@ -91,8 +95,8 @@ def plain_loop(case: Case, topk: int | None) -> torch.Tensor:
 
 
 def faiss_flat(case: Case, topk: int | None, *, threads: int) -> torch.Tensor:
-    """AP from the ranking of faiss's exact binary index, in its own order inside ties."""
-    import faiss
+    """AP from the ranking of faiss's exact binary index, with ties in the order of faiss."""
+    import faiss  # optional
 
     query_code, database_code, query_labels, database_labels = case
     faiss.omp_set_num_threads(threads)
@@ -115,14 +119,14 @@ def faiss_flat(case: Case, topk: int | None, *, threads: int) -> torch.Tensor:
 
 
 def ours(case: Case, topk: int | None, *, engine: str, threads: int, ties: str = "expected") -> torch.Tensor:
-    """`average_precision`, checks and packing included, with one way to count and a number of threads."""
+    """`average_precision`, including checks and packing, with a given engine and number of threads."""
     torch.set_num_threads(threads)
     with mock.patch("utils.hamming.default_engine", lambda *_: engine):
         return average_precision(*case, topk=topk, ties=ties)
 
 
 def contestants(threads: int) -> dict[str, Callable[[Case, int | None], torch.Tensor]]:
-    """What is timed, by name; numba and faiss only where they are installed."""
+    """What is timed, by name; numba and faiss only if they are installed."""
     result: dict[str, Callable[[Case, int | None], torch.Tensor]] = {"plain loop": plain_loop}
     if importlib.util.find_spec("numba"):
         result["ours, 1 thread"] = functools.partial(ours, engine="compiled", threads=1)
@@ -142,23 +146,26 @@ CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
 def measure(setting: Setting, rounds: int, subset: int, threads: int, clock: str) -> list[dict[str, Any]]:
-    """Median seconds of each contestant, and the ratio of the plain loop's to it; the figures are compared too."""
+    """Rows of the CSV: median seconds of each contestant, and how many times faster it is than the plain loop.
+
+    Also checks that the contestants compute the same AP.
+    """
     case = make_case(setting)
     few = (case[0][:subset], case[1], case[2][:subset], case[3])
     seconds: dict[str, list[float]] = {}
-    figures: dict[str, torch.Tensor] = {}
+    computed: dict[str, torch.Tensor] = {}
     for round_number in range(rounds + 1):  # the first round warms up
         for name, contestant in contestants(threads).items():
             start = CLOCKS[clock]()
-            figures[name] = contestant(few if name in SUBSET else case, setting.topk)
+            computed[name] = contestant(few if name in SUBSET else case, setting.topk)
             elapsed = CLOCKS[clock]() - start
             if round_number:
                 scale = setting.queries / len(few[0]) if name in SUBSET else 1.0
                 seconds.setdefault(name, []).append(elapsed * scale)
-    expected = [values for name, values in figures.items() if name not in (*SUBSET, "ours, stable")]
-    assert all(torch.equal(values, expected[0]) for values in expected), "the ways to count disagree"
-    if "ours, stable" in figures:
-        torch.testing.assert_close(figures["ours, stable"][: len(few[0])], figures["plain loop"], rtol=0, atol=1e-12)
+    expected = [values for name, values in computed.items() if name not in (*SUBSET, "ours, stable")]
+    assert all(torch.equal(values, expected[0]) for values in expected), "the engines disagree"
+    if "ours, stable" in computed:
+        torch.testing.assert_close(computed["ours, stable"][: len(few[0])], computed["plain loop"], rtol=0, atol=1e-12)
     distinct = len(np.unique(case[1].numpy().astype(np.int8), axis=0)) / setting.database
     plain = statistics.median(seconds["plain loop"])
     return [
@@ -184,11 +191,12 @@ def measure(setting: Setting, rounds: int, subset: int, threads: int, clock: str
 
 
 def peak_memory(setting: Setting, engine: str, ties: str) -> float:
-    """MiB that one evaluation takes above its inputs at its peak: the resident set's high-water mark (Linux)."""
+    """Peak memory of one evaluation above its inputs, in MiB: the high-water mark of the resident set (Linux)."""
     case = make_case(setting)
-    warm = tuple(tensor[:100] for tensor in case)
-    ours(warm, None, engine=engine, threads=2, ties=ties)  # type: ignore[arg-type]  # load what it loads once
-    Path("/proc/self/clear_refs").write_text("5")  # set the high-water mark back to what is resident now
+    query_code, database_code, query_labels, database_labels = (tensor[:100] for tensor in case)
+    # The first call loads and compiles.
+    ours((query_code, database_code, query_labels, database_labels), None, engine=engine, threads=2, ties=ties)
+    Path("/proc/self/clear_refs").write_text("5")  # reset the high-water mark
 
     def kib(field: str) -> int:
         status = Path("/proc/self/status").read_text()
@@ -200,7 +208,7 @@ def peak_memory(setting: Setting, engine: str, ties: str) -> float:
 
 
 def print_row(rows: Sequence[dict[str, Any]], *, head: bool) -> None:
-    """One setting as a line of Markdown: seconds, and how many times faster than the plain loop."""
+    """Print one setting as a line of Markdown: seconds, and how many times faster than the plain loop."""
     if head:
         print("| setting | " + " | ".join(row["contestant"] for row in rows) + " |")
         print("| --- |" + " ---: |" * len(rows))
@@ -208,25 +216,31 @@ def print_row(rows: Sequence[dict[str, Any]], *, head: bool) -> None:
     print(f"| {rows[0]['setting']} | " + " | ".join(cells) + " |", flush=True)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+def main(arguments: Sequence[str]) -> int:
+    """Run with the given command line; returns the exit status."""
+    return run_command("python -m benchmarks.evaluate", lambda: _benchmark(arguments))
+
+
+def _benchmark(arguments: Sequence[str]) -> None:
+    parser = Parser(prog="python -m benchmarks.evaluate", description=(__doc__ or "").splitlines()[0])
+    count = bounded(int, 1)
     parser.add_argument("--quick", action="store_true", help="tiny sizes, two rounds")
-    parser.add_argument("--rounds", type=int, default=7, help="timed rounds (default: 7)")
-    parser.add_argument(
-        "--subset", type=int, default=20, help="queries that the plain loop and faiss rank (default: 20)"
-    )
-    parser.add_argument("--threads", type=int, default=2, help="threads of all but 'ours, 1 thread' (default: 2)")
+    parser.add_argument("--rounds", type=count, default=7, help="timed rounds [7]")
+    parser.add_argument("--subset", type=count, default=20, help="queries that the plain loop and faiss rank [20]")
+    parser.add_argument("--threads", type=count, default=2, help="threads, except of 'ours, 1 thread' [2]")
     parser.add_argument("--memory", action="store_true", help="measure peak memory instead of time (Linux)")
-    parser.add_argument("--csv", type=Path, metavar="FILE", help="write every figure there")
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="write all numbers to this file")
     parser.add_argument("--clock", choices=list(CLOCKS), default="wall", help="cpu: processor time, all on one thread")
     options = parser.parse_args(arguments)
+    if options.csv:
+        require_place(options.csv, "--csv")
     settings, rounds = (QUICK, 2) if options.quick else (SETTINGS, options.rounds)
     threads = 1 if options.clock == "cpu" else options.threads
     print(f"torch {torch.__version__}, numpy {np.__version__}, {platform.machine()}, {threads} threads")
     if options.memory:
+        runs = [("compiled", "expected"), ("compiled", "stable"), ("numpy", "expected"), ("numpy", "stable")]
         for setting in settings:
-            for engine, ties in (("compiled", "expected"), ("compiled", "stable"), ("numpy", "expected"),
-                                 ("numpy", "stable"), ("torch", "expected")):  # fmt: skip
+            for engine, ties in [*runs, ("torch", "expected")]:
                 with multiprocessing.get_context("spawn").Pool(1) as pool:
                     peak = pool.apply(peak_memory, (setting, engine, ties))
                 print(f"{setting.name}: {engine}, {ties}: {peak:.0f} MiB above the inputs", flush=True)
@@ -247,4 +261,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main(sys.argv[1:]))

@@ -1,1 +1,1 @@
-"""Plain data to pictures. Knows no run folder."""
+"""Figures from plain data. Nothing here knows the folder or the settings of a run."""

@@ -1,8 +1,4 @@
-"""The curves of runs as pictures (docs/figures.md): `python -m reports figures RUN_FOLDER [RUN_FOLDER …]`.
-
-Three layers: `draw_*` put plain data on given axes; `*_figure` write one picture; `run_figures`, `evaluation_figures`
-and `comparison_figures` read run folders and write all pictures that these allow.
-"""
+"""Curves from plain data (docs/figures.md): `draw_*` draw on given axes, `*_figure` write a file of one figure."""
 
 from __future__ import annotations
 
@@ -21,12 +17,12 @@ from plots.style import (
     GREY,
     PAGE_WIDTH,
     fit_share_axis,
+    house_style,
     legend_above,
     legend_below,
     new_figure,
     save,
     series_style,
-    styled,
 )
 from utils.errors import UserError
 
@@ -34,7 +30,6 @@ Rows = Sequence[Mapping[str, Any]]
 Curves = Mapping[str, Sequence[Mapping[str, Any]]]
 Series = Mapping[str, Mapping[int, Sequence[float]]]
 
-NEVER_DRAWN = "rows never drawn filled in"
 _CODE_LOSSES = ("image", "label", "latent")  # the parts f(U) of docs/method.md
 
 
@@ -42,15 +37,15 @@ _CODE_LOSSES = ("image", "label", "latent")  # the parts f(U) of docs/method.md
 
 
 def draw_precision_recall(axes: Axes, curves: Curves) -> None:
-    """Precision against recall within Hamming radius 0, 1, …, K; a line a name.
+    """Precision against recall within Hamming radius 0, 1, …, K; one line for each name.
 
     Args:
         axes: to draw on.
-        curves: by name, a list with one {"precision": [K+1], "recall": [K+1]} a seed; the line is their mean at each
-            radius, and the name tells their number where there are several.
+        curves: by name, one {"precision": [K+1], "recall": [K+1]} for each seed. The line is their mean at each radius;
+            the legend gives their number if a name has several.
 
     Raises:
-        UserError: nothing to draw, or curves of unequal length under one name.
+        UserError: nothing to draw, or curves of different lengths under one name.
     """
     _require(curves, "precision-recall curves")
     for index, (name, seeds) in enumerate(curves.items()):
@@ -63,13 +58,13 @@ def draw_precision_recall(axes: Axes, curves: Curves) -> None:
 
 
 def draw_at_cutoffs(axes: Axes, curves: Curves, ylabel: str = "precision@N") -> None:
-    """A figure of the first N items against N, on a logarithmic axis; a line a name.
+    """A metric of the first N items against N, on a logarithmic axis; one line for each name.
 
     Args:
         axes: to draw on.
-        curves: by name, a list with one {N: value} a seed (N may be text, as in JSON); the line is their mean, the band
-            around it ± their sample standard deviation where there are two or more.
-        ylabel: what the values are.
+        curves: by name, one {N: value} for each seed (N may be text, as in JSON). The line is their mean; with two or
+            more seeds, a band shows ± their sample standard deviation.
+        ylabel: the name of the metric.
 
     Raises:
         UserError: nothing to draw, or different N under one name.
@@ -80,7 +75,7 @@ def draw_at_cutoffs(axes: Axes, curves: Curves, ylabel: str = "precision@N") -> 
         cutoffs = [int(n) for n in seeds[0]]
         values = _stacked(name, [list(seed.values()) for seed in seeds])
         if any([int(n) for n in seed] != cutoffs for seed in seeds):
-            raise UserError(f"{name}: the runs have different N; compare runs on databases of one size.")
+            raise UserError(f"{name}: the runs have different N; compare runs with databases of the same size.")
         mean = values.mean(axis=0)
         style = series_style(index)
         axes.plot(cutoffs, mean, label=_counted(name, len(seeds), curves), **style)
@@ -95,12 +90,12 @@ def draw_at_cutoffs(axes: Axes, curves: Curves, ylabel: str = "precision@N") -> 
 
 
 def draw_map_by_code_length(axes: Axes, series: Series, ylabel: str = "mAP") -> None:
-    """Mean mAP against code length with ± the sample standard deviation over seeds; a line a name, n in the legend.
+    """Mean mAP against code length, bars of ± the sample standard deviation over seeds; one line for each name.
 
     Args:
         axes: to draw on.
-        series: by name and code length, one mAP a seed. A single seed has no bar.
-        ylabel: what the values are.
+        series: by name and code length, one mAP for each seed; a single seed has no bar. The legend gives their number.
+        ylabel: the name of the metric.
 
     Raises:
         UserError: nothing to draw.
@@ -113,7 +108,7 @@ def draw_map_by_code_length(axes: Axes, series: Series, ylabel: str = "mAP") -> 
         lengths = sorted(by_length)
         mean = np.array([np.mean(by_length[bits]) for bits in lengths])
         spread = np.array([np.std(by_length[bits], ddof=1) if len(by_length[bits]) > 1 else 0.0 for bits in lengths])
-        # Bars of runs that agree would hide each other: each series is shifted by a few points, not in its data.
+        # Equal values would hide each other: each series is shifted by a few points on the page, not in its data.
         shift = ScaledTranslation((index - (len(series) - 1) / 2) * 3 / 72, 0, figure.dpi_scale_trans)
         numbers = sorted({len(values) for values in by_length.values()})
         count = str(numbers[0]) if len(numbers) == 1 else f"{numbers[0]}–{numbers[-1]}"
@@ -140,12 +135,12 @@ def draw_losses(axes: Axes, rows: Rows, *, of_codes: bool) -> None:
 
     Args:
         axes: to draw on.
-        rows: of metrics.jsonl.
-        of_codes: True: the f(U) of image, label and latent codes, which are of one size. False: the other parts, which
-            may differ by decades; their axis is logarithmic where all are above 0 and the least is 1/100 of the
-            greatest or less.
+        rows: as for `training_figure`.
+        of_codes: True: the parts f(U) of image, label and latent codes, which have similar sizes. False: the other
+            parts, which may differ by powers of ten; their axis is logarithmic if all are above 0 and the greatest is
+            100 times the least or more.
     """
-    known = list(dict.fromkeys(part for row in rows for part in row["loss"]))
+    known = _loss_parts(rows)
     parts = [part for part in known if (part in _CODE_LOSSES) == of_codes]
     drawn: list[float] = []
     for part in parts:
@@ -163,12 +158,17 @@ def draw_losses(axes: Axes, rows: Rows, *, of_codes: bool) -> None:
         legend_above(axes)
 
 
-def draw_map(axes: Axes, rows: Rows) -> None:
-    """mAP of the learned codes at the evaluations, and that of the held-out images where there are any (--validate).
+def draw_map(axes: Axes, rows: Rows, codes: str = "learned codes") -> None:
+    """mAP at the evaluations: of the queries, and of held-out images if there are any ("validation_map").
 
     Without an evaluation the panel is empty and says so.
+
+    Args:
+        axes: to draw on.
+        rows: as for `training_figure`.
+        codes: the database codes that were evaluated.
     """
-    axes.set_ylabel("mAP, learned codes")
+    axes.set_ylabel(f"mAP, {codes}")
     _iterations(axes, [row["iteration"] for row in rows])
     drawn: list[float] = []
     for index, (key, name) in enumerate((("map", "queries"), ("validation_map", "held out"))):
@@ -185,7 +185,7 @@ def draw_map(axes: Axes, rows: Rows) -> None:
 
 
 def draw_bit_balance(axes: Axes, rows: Rows) -> None:
-    """The mean of each bit over the drawn rows, a thin line a bit, and the mean of their absolute values."""
+    """The mean of each bit over the drawn rows, one thin line for each bit, and the mean of their absolute values."""
     iterations = [row["iteration"] for row in rows]
     means = _stacked("bit_mean", [row["bit_mean"] for row in rows])  # [iterations, K]
     for bit in range(means.shape[1]):
@@ -209,6 +209,10 @@ def draw_distinct(axes: Axes, rows: Rows) -> None:
     _iterations(axes)
 
 
+def _loss_parts(rows: Rows) -> list[str]:
+    return list(dict.fromkeys(part for row in rows for part in row["loss"]))
+
+
 def _iterations(axes: Axes, of: Sequence[int] | None = None) -> None:
     axes.set_xlabel("iteration")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6, steps=[1, 2, 5, 10]))
@@ -224,12 +228,12 @@ def _sparse(points: int) -> int:
 
 def _require(curves: Mapping[str, Any], what: str) -> None:
     if not curves or not all(len(curve) for curve in curves.values()):
-        raise UserError(f"There are no {what} to draw; name a run that has ended.")
+        raise UserError(f"There are no {what} to draw; name a finished run.")
 
 
 def _stacked(name: str, seeds: Sequence[Sequence[float]]) -> np.ndarray:
     if len({len(values) for values in seeds}) != 1:
-        raise UserError(f"{name}: the curves differ in length, so they have no mean; compare runs of one code length.")
+        raise UserError(f"{name}: the curves have different lengths and no mean; compare runs of one code length.")
     return np.array(seeds, dtype=np.float64)
 
 
@@ -237,25 +241,25 @@ def _counted(name: str, seeds: int, curves: Curves) -> str:
     return f"{name} (n = {seeds})" if any(len(others) > 1 for others in curves.values()) else name
 
 
-# ---- Pictures ----
+# ---- Files ----
 
 
 def precision_recall_figure(path: str | Path, curves: Curves, title: str = "") -> Path:
-    """Write the picture of `draw_precision_recall` (PNG or PDF by the name's ending)."""
+    """Write the figure of `draw_precision_recall`, as PNG or PDF by the ending of `path`."""
     return _one_panel(path, title, lambda axes: draw_precision_recall(axes, curves))
 
 
 def cutoff_figure(path: str | Path, curves: Curves, ylabel: str = "precision@N", title: str = "") -> Path:
-    """Write the picture of `draw_at_cutoffs`."""
+    """Write the figure of `draw_at_cutoffs`."""
     return _one_panel(path, title, lambda axes: draw_at_cutoffs(axes, curves, ylabel))
 
 
 def map_figure(path: str | Path, series: Series, ylabel: str = "mAP", title: str = "") -> Path:
-    """Write the picture of `draw_map_by_code_length`."""
+    """Write the figure of `draw_map_by_code_length`."""
     return _one_panel(path, title, lambda axes: draw_map_by_code_length(axes, series, ylabel))
 
 
-@styled
+@house_style()
 def _one_panel(path: str | Path, title: str, draw: Callable[[Axes], None]) -> Path:
     figure = new_figure(COLUMN_WIDTH, 3.0)
     axes = figure.add_subplot()
@@ -265,14 +269,17 @@ def _one_panel(path: str | Path, title: str, draw: Callable[[Axes], None]) -> Pa
     return save(figure, path)
 
 
-@styled
-def training_figure(path: str | Path, rows: Rows, title: str = "") -> Path:
+@house_style()
+def training_figure(path: str | Path, rows: Rows, title: str = "", codes: str = "learned codes") -> Path:
     """Write the training curves of one code length: losses, mAP, bit balance, share of distinct codes.
 
     Args:
-        path: of the picture, .png or .pdf.
-        rows: of metrics.jsonl, one code length, in order.
+        path: of the file, .png or .pdf.
+        rows: one for each iteration, in order: "iteration", "loss" (values by part), "bit_mean" ([K], means over the
+            drawn rows), "distinct" (share of distinct codes), and after an evaluation "map" and perhaps
+            "validation_map".
         title: above the losses.
+        codes: the database codes that were evaluated.
 
     Raises:
         UserError: fewer than two rows, which make no curve.
@@ -280,18 +287,14 @@ def training_figure(path: str | Path, rows: Rows, title: str = "") -> Path:
     if len(rows) < 2:
         raise UserError(f"{len(rows)} iteration(s) make no curve; training curves need two or more.")
     figure = new_figure(PAGE_WIDTH, 4.4)
-    lines = figure.add_gridspec(2, 1)
-    losses, codes = lines[0].subgridspec(1, 2, wspace=0.06), lines[1].subgridspec(1, 3, wspace=0.06)
-    draw_losses(figure.add_subplot(losses[0]), rows, of_codes=True)
-    draw_losses(figure.add_subplot(losses[1]), rows, of_codes=False)
-    for column, draw in enumerate((draw_map, draw_bit_balance, draw_distinct)):
-        draw(figure.add_subplot(codes[column]), rows)
+    kinds = sorted({part in _CODE_LOSSES for part in _loss_parts(rows)}, reverse=True)  # a panel for each kind of part
+    grid = figure.add_gridspec(2, 1)
+    above, below = grid[0].subgridspec(1, max(1, len(kinds)), wspace=0.06), grid[1].subgridspec(1, 3, wspace=0.06)
+    for column, of_codes in enumerate(kinds):
+        draw_losses(figure.add_subplot(above[column]), rows, of_codes=of_codes)
+    draw_map(figure.add_subplot(below[0]), rows, codes)
+    draw_bit_balance(figure.add_subplot(below[1]), rows)
+    draw_distinct(figure.add_subplot(below[2]), rows)
     if title:
         figure.suptitle(title, x=0.01, ha="left", fontsize=9)
     return save(figure, path)
-
-
-# ---- Run folders ----
-
-
-# ---- Command ----

@@ -1,4 +1,4 @@
-"""A retrieval gallery: queries at the left, beside each its nearest neighbours and whether they are relevant."""
+"""A retrieval gallery: queries on the left, next to each its nearest neighbours and whether they are relevant."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as transforms
 
 from data import ImageDataset, Split
-from plots.style import BLACK, GREEN, PAGE_WIDTH, VERMILLION, save, styled
+from plots.style import BLACK, GREEN, PAGE_WIDTH, VERMILLION, house_style, save
 from utils.errors import UserError
 
 THUMBNAIL = 96  # pixels
-FILES_CAPTION = "Neighbours by Hamming distance d, ties in the order of the index; under each its folder or its name"
+FILES_CAPTION = "Neighbours by Hamming distance d, ties in the order of the index; under each its folder or name"
 CAPTION = "Neighbours by Hamming distance d, ties in database order; under each {}\n{}"
 MARKS = "✓ solid frame: shares a label with the query   ✗ dashed frame: shares none"
 
@@ -37,17 +37,17 @@ _LABEL_LINES = {False: 1, True: 2}  # by multi_label
 
 @dataclass
 class Gallery:
-    """What a gallery shows, q queries with k neighbours each.
+    """What a gallery shows: q queries with k neighbours each.
 
     Attributes:
         query_images: uint8 [q, 3, H, W].
         images: uint8 [q, k, 3, H, W], nearest first.
         distance: float [q, k], Hamming distances.
         query_labels, labels: multi-hot [q, C] and [q, k, C].
-        class_names: C names; None writes class numbers.
-        multi_label: whether an image may have several labels; the neighbours' texts then name the shared ones.
-        texts: what to write under each query and under each of its neighbours in the place of labels. Nothing is then
-            judged: no marks, black frames. A query may have fewer than k neighbours here; the rest are not drawn.
+        class_names: C names; None: the class numbers are written.
+        multi_label: whether an image can have several labels; the text under a neighbour then names the shared ones.
+        texts: for images without labels: the text under each query, and the texts under its neighbours. Marks are left
+            out and all frames are black. A query may have fewer than k texts; its other neighbours are not drawn.
     """
 
     query_images: npt.NDArray[np.uint8]
@@ -61,23 +61,23 @@ class Gallery:
 
     @property
     def shared(self) -> npt.NDArray[np.bool_]:
-        """[q, k, C]: the labels that a neighbour shares with its query."""
+        """bool [q, k, C]: the labels that a neighbour shares with its query."""
         return self.labels & self.query_labels[:, None]
 
     @property
     def relevant(self) -> npt.NDArray[np.bool_]:
-        """[q, k]: whether a neighbour shares a label."""
+        """bool [q, k]: whether a neighbour shares a label with its query."""
         return np.asarray(self.shared.any(axis=-1))
 
     def text(self, labels: npt.NDArray[np.bool_], nothing: str = "no label", more_lines: int = 0) -> str:
-        """The names of multi-hot `labels` [C], cut to the room under an image, with `more_lines` than a neighbour's."""
+        """The names of multi-hot `labels` [C], shortened to the lines under a neighbour and `more_lines`."""
         chosen = np.flatnonzero(labels).tolist()
         names = [str(number) if self.class_names is None else self.class_names[number] for number in chosen]
         return shorten(", ".join(names) or nothing, _LABEL_LINES[self.multi_label] + more_lines)
 
 
 def shorten(text: str, lines: int) -> str:
-    """`text` on at most `lines` lines of the width of an image, with … where something is left out."""
+    """`text` on at most `lines` lines as wide as an image; … marks what is left out."""
     wrapped = textwrap.wrap(text, _CHARACTERS, max_lines=lines, placeholder=" …", break_long_words=True)
     return "\n".join(wrapped)
 
@@ -86,11 +86,12 @@ def nearest(query_code: Tensor, database_code: Tensor, count: int) -> tuple[Tens
     """The first items of each query's ranking by d = (K − q·b)/2, ties in database order.
 
     Args:
-        query_code: [q, K], database_code: [D, K], entries −1, 0 or +1.
-        count: how many; no more than D are given.
+        query_code: [q, K], entries −1, 0 or +1.
+        database_code: [D, K], entries −1, 0 or +1.
+        count: number of items for each query; at most D are returned.
 
     Returns:
-        rows: int64 [q, k], of the database; distance: float64 [q, k].
+        Rows of the database, int64 [q, k], and their distances, float64 [q, k].
     """
     distance = (query_code.shape[1] - query_code.double() @ database_code.double().T) / 2
     order = torch.argsort(distance, dim=1, stable=True)[:, :count]
@@ -98,11 +99,11 @@ def nearest(query_code: Tensor, database_code: Tensor, count: int) -> tuple[Tens
 
 
 def choose_queries(labels: Tensor, count: int) -> list[int]:
-    """Queries that show many classes and are not hand-picked: class by class the first one not yet chosen.
+    """Queries of many classes, not chosen by hand: for each class in order, the first query not yet chosen.
 
     Args:
         labels: multi-hot [Q, C].
-        count: at most so many.
+        count: number of queries, at most.
     """
     chosen: list[int] = []
     for number in range(labels.shape[1]):
@@ -118,11 +119,13 @@ def gallery_of(
 
     Args:
         split: queries and database.
-        query_code: [Q, K], database_code: [D, K], entries −1, 0 or +1, in the order of `split`.
-        num_queries, num_neighbours: at most so many rows and columns.
+        query_code: [Q, K], entries −1, 0 or +1, in the order of `split`.
+        database_code: [D, K], the same.
+        num_queries: number of rows, at most.
+        num_neighbours: number of columns, at most.
 
     Raises:
-        UserError: other numbers of codes than of images.
+        UserError: the numbers of codes and images differ.
     """
     for what, code, dataset in (("query", query_code, split.query), ("database", database_code, split.database)):
         if len(code) != len(dataset):
@@ -144,7 +147,7 @@ def gallery_of(
 
 
 def thumbnails(dataset: ImageDataset, rows: Sequence[int]) -> npt.NDArray[np.uint8]:
-    """The stored images `rows`, their middle square at `THUMBNAIL` pixels: uint8 [n, 3, THUMBNAIL, THUMBNAIL]."""
+    """The central squares of the images `rows`, uint8 [n, 3, THUMBNAIL, THUMBNAIL]."""
     small = []
     for image in dataset.pixels(rows):
         square = transforms.center_crop(image, [min(image.shape[1:])])
@@ -153,9 +156,9 @@ def thumbnails(dataset: ImageDataset, rows: Sequence[int]) -> npt.NDArray[np.uin
 
 
 def draw_gallery(axes: Axes, gallery: Gallery) -> tuple[float, float]:
-    """Draw `gallery` on `axes`; returns the (width, height) in inches that the axes should have.
+    """Draw `gallery` on `axes`; returns the width and height in inches that the axes should have.
 
-    The `gid` of a frame and of the lines of text under it is "query-ROW" or "neighbour-ROW-RANK", counted from 1.
+    The `gid` of a frame and of the text under it is "query-ROW" or "neighbour-ROW-RANK", counted from 1.
     """
     num_queries, num_neighbours = gallery.distance.shape
     row_height = _IMAGE + _TEXT_LINE * (1 + _LABEL_LINES[gallery.multi_label]) + _ROW_GAP + 0.03
@@ -163,22 +166,21 @@ def draw_gallery(axes: Axes, gallery: Gallery) -> tuple[float, float]:
     height = _HEADER + row_height * num_queries
     left = [_MARGIN + _IMAGE + _QUERY_GAP + _PITCH_X * column for column in range(num_neighbours)]
 
-    def cell(image: np.ndarray, x: float, y: float, gid: str, text: str, colour: str, frame_line: str) -> None:
+    def cell(image: np.ndarray, x: float, y: float, gid: str, text: str, colour: str, line: str) -> None:
         axes.imshow(
             image.transpose(1, 2, 0), extent=(x, x + _IMAGE, y + _IMAGE, y), interpolation="antialiased", zorder=1
         )
-        frame = Rectangle(
-            (x, y), _IMAGE, _IMAGE, fill=False, edgecolor=colour, linestyle=frame_line, linewidth=1.5, gid=gid
-        )
+        frame = Rectangle((x, y), _IMAGE, _IMAGE, fill=False, edgecolor=colour, linestyle=line, linewidth=1.5, gid=gid)
         axes.add_patch(frame)
-        for number, line in enumerate(text.splitlines(), 1):
+        for number, words in enumerate(text.splitlines(), 1):
             baseline = y + _IMAGE + 0.02 + _TEXT_LINE * number
             axes.text(
-                x + _IMAGE / 2, baseline, line, ha="center", va="baseline", fontsize=_FONT, gid=gid, parse_math=False
+                x + _IMAGE / 2, baseline, words, ha="center", va="baseline", fontsize=_FONT, gid=gid, parse_math=False
             )  # a class may be called $
 
-    caption = CAPTION.format("the labels that it shares" if gallery.multi_label else "its class", MARKS)
-    if gallery.texts is not None:
+    if gallery.texts is None:
+        caption = CAPTION.format("the labels that it shares" if gallery.multi_label else "its class", MARKS)
+    else:
         caption = FILES_CAPTION
     axes.text(_MARGIN, 0.06, caption, va="top", fontsize=_FONT + 0.5)
     axes.text(_MARGIN + _IMAGE / 2, _HEADER - 0.04, "query", ha="center", va="bottom", fontsize=_FONT + 0.5)
@@ -186,35 +188,35 @@ def draw_gallery(axes: Axes, gallery: Gallery) -> tuple[float, float]:
         axes.text(x + _IMAGE / 2, _HEADER - 0.04, str(rank), ha="center", va="bottom", fontsize=_FONT + 0.5)
     for row in range(num_queries):
         y = _HEADER + row_height * row
-        if gallery.texts is not None:
-            own = shorten(gallery.texts[0][row], 2)
-            cell(gallery.query_images[row], _MARGIN, y, f"query-{row + 1}", own, BLACK, "-")
-            for column, (x, text) in enumerate(zip(left, gallery.texts[1][row], strict=False)):
-                text = f"d = {gallery.distance[row, column]:g}\n{shorten(text, 1)}"
-                cell(gallery.images[row, column], x, y, f"neighbour-{row + 1}-{column + 1}", text, BLACK, "-")
-            continue
-        own = gallery.text(gallery.query_labels[row], more_lines=1)  # a query has no distance
+        if gallery.texts is None:
+            own = gallery.text(gallery.query_labels[row], more_lines=1)  # a query has no line for a distance
+            shown = num_neighbours
+        else:
+            own, shown = shorten(gallery.texts[0][row], 2), len(gallery.texts[1][row])
         cell(gallery.query_images[row], _MARGIN, y, f"query-{row + 1}", own, BLACK, "-")
-        for column, x in enumerate(left):
-            relevant = bool(gallery.relevant[row, column])
-            own = gallery.text(gallery.labels[row, column])
-            common = gallery.text(gallery.shared[row, column], nothing="none")
-            cell(
-                gallery.images[row, column],
-                x,
-                y,
-                f"neighbour-{row + 1}-{column + 1}",
-                f"{'✓' if relevant else '✗'} d = {gallery.distance[row, column]:g}\n"
-                + (common if gallery.multi_label else own),
-                GREEN if relevant else VERMILLION,
-                "-" if relevant else "--",
-            )
+        for column, x in enumerate(left[:shown]):
+            name = f"neighbour-{row + 1}-{column + 1}"
+            cell(gallery.images[row, column], x, y, name, *_neighbour(gallery, row, column))
     axes.set(xlim=(0, width), ylim=(height, 0), aspect="auto")
     axes.set_axis_off()
     return width, height
 
 
-@styled
+def _neighbour(gallery: Gallery, row: int, column: int) -> tuple[str, str, str]:
+    """Text, colour and line of the frame of a neighbour."""
+    distance = f"d = {gallery.distance[row, column]:g}"
+    if gallery.texts is not None:
+        return f"{distance}\n{shorten(gallery.texts[1][row][column], 1)}", BLACK, "-"
+    if gallery.multi_label:
+        labels = gallery.text(gallery.shared[row, column], nothing="none")
+    else:
+        labels = gallery.text(gallery.labels[row, column])
+    if gallery.relevant[row, column]:
+        return f"✓ {distance}\n{labels}", GREEN, "-"
+    return f"✗ {distance}\n{labels}", VERMILLION, "--"
+
+
+@house_style()
 def _figure(gallery: Gallery) -> Figure:
     figure = Figure(figsize=(PAGE_WIDTH, PAGE_WIDTH))
     FigureCanvasAgg(figure)
@@ -223,13 +225,13 @@ def _figure(gallery: Gallery) -> Figure:
 
 
 def gallery_figure(path: str | Path, gallery: Gallery) -> Path:
-    """Write the picture of a gallery (PNG or PDF by the name's ending)."""
+    """Write the figure of a gallery, as PNG or PDF by the ending of `path`."""
     return save(_figure(gallery), path)
 
 
-@styled
+@house_style()
 def gallery_pixels(gallery: Gallery, dpi: int = 120) -> npt.NDArray[np.uint8]:
-    """The picture of a gallery as pixels: uint8 [height, width, 3]."""
+    """The figure of a gallery as pixels, uint8 [height, width, 3]."""
     figure = _figure(gallery)
     figure.set_dpi(dpi)
     canvas = FigureCanvasAgg(figure)

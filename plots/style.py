@@ -1,17 +1,16 @@
-"""How the pictures look: one style for all of them, readable in print and without colour.
+"""The style of all figures: readable in print and without colour.
 
-Every series has a colour, a marker and a line style of its own, so that no meaning rests on colour alone. The colours
-are those of Okabe and Ito (2008), without yellow, which vanishes on white paper. Figures are made without pyplot: no
-global state, no display, and the same bytes from the same data.
+Each series has its own colour, marker and line style, so that no meaning depends on colour alone. The colours are those
+of Okabe and Ito (2008, https://jfly.uni-koeln.de/color/) without yellow, which is hard to see on white paper. Figures
+are made without pyplot: no global state, no display, and the same data give the same bytes.
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -54,34 +53,23 @@ _STYLE: dict[Any, Any] = {
     "savefig.dpi": 300,
 }
 
-P = ParamSpec("P")
-R = TypeVar("R")
-
 
 @contextmanager
 def house_style() -> Iterator[None]:
-    """Matplotlib's defaults and over them this module's, whatever the user's matplotlibrc says."""
+    """While entered, or in the function that `@house_style()` decorates: matplotlib's defaults and this style.
+
+    The user's matplotlibrc has no effect and is not changed.
+    """
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(_STYLE)
         yield
 
 
-def styled(function: Callable[P, R]) -> Callable[P, R]:
-    """Run a drawing function in `house_style`."""
-
-    @functools.wraps(function)
-    def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
-        with house_style():
-            return function(*args, **kwargs)
-
-    return wrapper
-
-
 def series_style(index: int) -> dict[str, Any]:
-    """Colour, marker and line style of the series `index`; no two of the first 40 look alike, even in grey.
+    """Colour, marker and line style of series number `index`; no two of the first 40 look alike, even in grey.
 
-    The marker's face is white for every second series, so that points that coincide are both seen.
+    Every second series has white markers, so that two points in the same place are both visible.
     """
     colour = COLOURS[index % len(COLOURS)]
     return {
@@ -93,14 +81,14 @@ def series_style(index: int) -> dict[str, Any]:
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty figure, inches, laid out so that nothing overlaps and legends outside the axes have room."""
+    """An empty figure of `width` × `height` inches; nothing in it overlaps, and legends outside the axes have room."""
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 
 
 def legend_below(axes: Axes) -> None:
-    """A legend under axes of a column's width, where it hides no data, in as many columns as its names allow."""
+    """A legend under the axes, where it hides no data, with as many columns as fit in the width of a paper's column."""
     handles, labels = axes.get_legend_handles_labels()
     columns = max(1, min(len(labels), 60 // (max(map(len, labels)) + 11)))  # 60 characters a line, 11 for the sample
     figure = axes.get_figure()
@@ -109,7 +97,7 @@ def legend_below(axes: Axes) -> None:
 
 
 def legend_above(axes: Axes) -> None:
-    """A legend over the axes, in a picture of several: up to three names a line, of four two."""
+    """A legend above the axes, for a figure with several panels: three names per line, or two if there are four."""
     number = len(axes.get_legend_handles_labels()[1])
     axes.legend(
         loc="lower left",
@@ -122,29 +110,29 @@ def legend_above(axes: Axes) -> None:
 
 
 def fit_share_axis(axes: Axes, values: Iterable[float], least: float = 0.1) -> None:
-    """y limits around `values` in [0, 1]: a span of `least` or more, and never far outside of what a share can be."""
+    """Set y limits around `values` in [0, 1]: a span of `least` or more, and hardly below 0 or above 1."""
     numbers = list(values)
     low, high = min(numbers), max(numbers)
     room = 0.08 * max(high - low, least)
     missing = max(0.0, least - (high - low)) / 2
-    bottom = max(-0.015, low - room - missing)  # 0.015, so that no tick stands where no share can be
+    bottom = max(-0.015, low - room - missing)  # 0.015: less than the distance to the next tick
     axes.set_ylim(bottom, min(1.015, max(high + room + missing, bottom + least)))
 
 
-@styled
+@house_style()
 def save(figure: Figure, path: str | Path) -> Path:
-    """Write `figure` as PNG or PDF by the name's ending, without dates or versions; makes the folder.
+    """Write `figure` as PNG or PDF by the ending of `path`, without dates or versions; makes the folder.
 
     Raises:
-        UserError: another ending, or a place that cannot be written to.
+        UserError: another ending, or the file cannot be written.
     """
     path = Path(path)
     if path.suffix[1:] not in FORMATS:
-        raise UserError(f"{path}: pictures are written as {' or '.join(FORMATS)}; name the file so.")
+        raise UserError(f"{path}: figures are written as {' or '.join(FORMATS)}; end the name so.")
     nameless = {"png": {"Software": None}, "pdf": {"CreationDate": None, "Creator": None, "Producer": None}}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, metadata=nameless[path.suffix[1:]])
     except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror}); name another folder.") from error
+        raise UserError(f"{path}: could not be written ({error.strerror}); name another folder.") from error
     return path

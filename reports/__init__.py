@@ -1,1 +1,1 @@
-"""What runs left: evaluation, figures and tables."""
+"""What to do with finished runs: evaluate their codes again, draw figures, make tables."""

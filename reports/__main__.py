@@ -1,20 +1,28 @@
-"""`python -m reports evaluate | figures | tables`: what runs left, judged, drawn and gathered."""
+"""`python -m reports evaluate | figures | tables`: evaluate, draw and tabulate finished runs."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 
 from reports import evaluate, figures, tables
 
-COMMANDS = {"evaluate": evaluate.main, "figures": figures.main, "tables": tables.main}
+COMMANDS = {"evaluate": evaluate, "figures": figures, "tables": tables}
 
 
-def main(arguments: list[str]) -> int:
-    """Dispatch to a command; returns its exit status."""
-    if not arguments or arguments[0] not in COMMANDS:
-        print(f"python -m reports: name a command: {', '.join(COMMANDS)}.", file=sys.stderr)
-        return 2
-    return COMMANDS[arguments[0]](arguments[1:])
+def main(arguments: Sequence[str]) -> int:
+    """Run the command that the first word names; returns its exit status."""
+    name, *rest = arguments or [""]
+    if name in COMMANDS:
+        return COMMANDS[name].main(rest)
+    if name in ("-h", "--help"):
+        print("usage: python -m reports COMMAND ... (COMMAND --help lists its flags)\n")
+        for known, module in COMMANDS.items():
+            print(f"  {known:<10}{module.DESCRIPTION}")
+        return 0
+    problem = f"there is no command '{name}'" if name else "no command given"
+    print(f"python -m reports: {problem}; choose from {', '.join(COMMANDS)}.", file=sys.stderr)
+    return 2
 
 
 if __name__ == "__main__":

@@ -1,24 +1,57 @@
-"""`python -m reports evaluate`: re-evaluate saved codes, ours or another project's (docs/evaluation.md)."""
+"""`python -m reports evaluate`: evaluate saved codes, ours or those of another project (docs/evaluation.md)."""
 
 from __future__ import annotations
 
 import argparse
-import json
-import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from plots.curves import cutoff_figure, precision_recall_figure
+from utils.command import Parser, bounded, run_command
 from utils.devices import choose_device
 from utils.errors import UserError
 from utils.evaluate import evaluate_codes, mean_average_precision
+from utils.files import require_place, write_json
 from utils.runs import CodeSet, find_code_sets, load_code_set, read_results
 
+COMMAND = "python -m reports evaluate"
+DESCRIPTION = "Evaluate saved codes: of a run, or of another project."
 
-def order_sensitivity(tensors: Sequence[torch.Tensor], *, topk: int | None, device: Any = None) -> dict[str, float]:
-    """Stable mAP with the database as given, reversed, and sorted by each item's first label (no label: last)."""
+# The metrics of the printed table: the title and the keys of the report. A row without any value is left out.
+_METRICS: tuple[tuple[str, tuple[str | int, ...]], ...] = (
+    ("mAP@R, expected over ties", ("map", "expected")),
+    ("mAP@R, ties in database order", ("map", "stable")),
+    ("  database as given", ("order_sensitivity", "given")),
+    ("  database reversed", ("order_sensitivity", "reversed")),
+    ("  database sorted by class", ("order_sensitivity", "class_sorted")),
+    *((f"precision@{n}", ("precision_at", n)) for n in (1, 10, 100, 1000)),
+    ("recall@1000", ("recall_at", 1000)),
+    ("NDCG@100", ("ndcg_at", 100)),
+    ("precision within radius 2", ("radius_2", "precision")),
+    ("recall within radius 2", ("radius_2", "recall")),
+    ("  share of queries without any item", ("radius_2", "empty_share")),
+    ("last mAP of the run, expected", ("run", "map", "learned", "expected")),
+    ("last mAP of the run, network's codes", ("run", "map", "network", "expected")),
+    ("best mAP of the run, expected", ("run", "best", "expected")),
+)
+
+
+def order_sensitivity(
+    tensors: Sequence[torch.Tensor], *, topk: int | None, device: torch.device | None = None
+) -> dict[str, float]:
+    """Stable mAP in three orders of the database: as given, reversed, and sorted by the first label of each item.
+
+    Args:
+        tensors: of `utils.runs.load_code_set`.
+        topk: R of mAP@R; None: the whole database.
+        device: where to count; None: the CPU.
+
+    Returns:
+        {"given", "reversed", "class_sorted"}; in the last order, items without a label come last.
+    """
     query_code, database_code, query_labels, database_labels = tensors
     first = torch.where(database_labels.any(1), (database_labels != 0).int().argmax(1), database_labels.shape[1])
     orders = {
@@ -35,23 +68,32 @@ def order_sensitivity(tensors: Sequence[torch.Tensor], *, topk: int | None, devi
 
 
 def evaluate_set(
-    code_set: CodeSet, *, topk: int | None, device: Any = None, with_orders: bool = False
+    code_set: CodeSet, *, topk: int | None, device: torch.device | None = None, with_orders: bool = False
 ) -> dict[str, Any]:
-    """The report of one set of files: `evaluate_codes`' dict with "name", "code_length", "queries" and "database"
-    before it; behind it "order_sensitivity" if asked for, and "run", what the run's results.json says, if there is one.
+    """All metrics of one set of code files.
+
+    Args:
+        code_set: of `utils.runs.find_code_sets`.
+        topk: R of mAP@R; None: the whole database.
+        device: where to count; None: the CPU.
+        with_orders: also compute `order_sensitivity`.
+
+    Returns:
+        "name", "code_length", "queries" and "database" (their numbers), the metrics of `evaluate_codes`,
+        "order_sensitivity" if asked for, and "run" where the folder has a results.json with this code length: the
+        "map", "best" and "topk" in it.
 
     Raises:
-        UserError: files that cannot be read or do not fit together.
+        UserError: a file cannot be read, or the files do not fit together.
     """
     tensors = load_code_set(code_set)
     try:
-        figures = evaluate_codes(*tensors, topk=topk, device=device)
         report = {
             "name": code_set.name,
             "code_length": tensors[0].shape[1],
             "queries": len(tensors[0]),
             "database": len(tensors[1]),
-            **figures,
+            **evaluate_codes(*tensors, topk=topk, device=device),
         }
         if with_orders:
             report["order_sensitivity"] = order_sensitivity(tensors, topk=topk, device=device)
@@ -63,9 +105,9 @@ def evaluate_set(
     return report
 
 
-def table(reports: Sequence[dict[str, Any]]) -> str:
-    """The reports in words: a column a set of files, a line a figure."""
-    lines: list[tuple[str, list[str]]] = [
+def table(reports: Sequence[Mapping[str, Any]]) -> str:
+    """A table to print: a column for each report of `evaluate_set`, a line for each metric."""
+    lines = [
         ("code length", [str(report["code_length"]) for report in reports]),
         ("queries", [f"{report['queries']:,}" for report in reports]),
         ("  without a relevant item", [f"{report['queries_without_relevant']:,}" for report in reports]),
@@ -73,31 +115,10 @@ def table(reports: Sequence[dict[str, Any]]) -> str:
         ("  never encoded (all zero)", [f"{report['zero_rows']:,}" for report in reports]),
         ("R", ["all" if report["topk"] is None else f"{report['topk']:,}" for report in reports]),
     ]
-
-    def figure(title: str, *keys: Any) -> None:
-        values: list[Any] = []
-        for report in reports:
-            value: Any = report
-            for key in keys:
-                value = value.get(key) if isinstance(value, dict) else None
-            values.append(value)
-        if any(value is not None for value in values):
-            lines.append((title, ["" if value is None else f"{value:.4f}" for value in values]))
-
-    figure("mAP@R, expected over ties", "map", "expected")
-    figure("mAP@R, ties in database order", "map", "stable")
-    figure("  database as given", "order_sensitivity", "given")
-    figure("  database reversed", "order_sensitivity", "reversed")
-    figure("  database sorted by class", "order_sensitivity", "class_sorted")
-    for n in (1, 10, 100, 1000):
-        figure(f"precision@{n}", "precision_at", n)
-    figure("recall@1000", "recall_at", 1000)
-    figure("NDCG@100", "ndcg_at", 100)
-    figure("precision within radius 2", "radius_2", "precision")
-    figure("recall within radius 2", "radius_2", "recall")
-    figure("  share of empty balls", "radius_2", "empty_share")
-    figure("the run's last mAP, expected", "run", "map", "learned", "expected")
-    figure("the run's best mAP, expected", "run", "best", "expected")
+    for title, keys in _METRICS:
+        cells = [_cell(report, keys) for report in reports]
+        if any(cells):
+            lines.append((title, cells))
     title_width = max(len(title) for title, _ in lines)
     width = max(len(cell) for _, cells in lines for cell in cells)
     return "\n".join(
@@ -105,66 +126,106 @@ def table(reports: Sequence[dict[str, Any]]) -> str:
     )
 
 
+def _cell(report: Mapping[str, Any], keys: Sequence[str | int]) -> str:
+    value: Any = report
+    for key in keys:
+        value = value.get(key, {})
+    return "" if value == {} else f"{value:.4f}"
+
+
+def by_name(reports: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """The reports of `evaluate_set` as `evaluation_figures` takes them: one curve for each code length.
+
+    Where a code length occurs twice, the names of the files tell the curves apart.
+    """
+    lengths = [report["code_length"] for report in reports]
+    distinct = len(set(lengths)) == len(lengths)
+    return {f"{report['code_length']} bits" if distinct else report["name"]: [report] for report in reports}
+
+
+def evaluation_figures(
+    output: Path,
+    reports: Mapping[str, Sequence[Mapping[str, Any]]],
+    *,
+    suffix: str = "",
+    file_format: str = "png",
+    title: str = "",
+) -> list[Path]:
+    """Write precision-recall and precision@N, and NDCG@N where all reports have it.
+
+    Args:
+        output: folder for the figures.
+        reports: of `evaluate_set`, by the name of the curve; several under one name are averaged.
+        suffix: end of the file names, before the dot.
+        file_format: "png" or "pdf".
+        title: above the curves.
+
+    Raises:
+        UserError: no report, or a file cannot be written.
+    """
+
+    def curves(key: str) -> dict[str, list[Any]]:
+        return {name: [seed[key] for seed in seeds] for name, seeds in reports.items()}
+
+    def path(name: str) -> Path:
+        return output / f"{name}{suffix}.{file_format}"
+
+    averaged = any(len(seeds) > 1 for seeds in reports.values())
+    mean = f"{title}, mean over seeds" if averaged else title
+    spread = f"{title}, mean ± std over seeds" if averaged else title
+    written = [
+        precision_recall_figure(path("precision-recall"), curves("precision_recall"), mean),
+        cutoff_figure(path("precision-at-n"), curves("precision_at"), "precision@N", spread),
+    ]
+    if all("ndcg_at" in seed for seeds in reports.values() for seed in seeds):
+        written.append(cutoff_figure(path("ndcg-at-n"), curves("ndcg_at"), "NDCG@N", spread))
+    return written
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m reports evaluate", description="Re-evaluate saved codes.")
+    parser = Parser(prog=COMMAND, description=DESCRIPTION)
     parser.add_argument(
-        "paths", nargs="+", type=Path, metavar="PATH", help="a run's folder, or the four .t files of each set"
+        "paths", nargs="+", type=Path, metavar="PATH", help="folder of a run, or the four .t files of each set of codes"
     )
     parser.add_argument(
-        "--topk", type=int, help="R of mAP@R; 0 or less: the whole database (default: as the run, else all)"
+        "--topk", type=bounded(int), help="R of mAP@R; 0 or less: the whole database [as in the run, else all]"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all metrics to a JSON file")
+    parser.add_argument(
+        "--order-sensitivity", action="store_true", help="also the stable mAP in three orders of the database"
     )
     parser.add_argument(
-        "--json", type=Path, metavar="FILE", help="write all figures there, a list with an object a set"
+        "--figures", action="store_true", help="draw the curves into the folder figures beside the files"
     )
-    parser.add_argument(
-        "--order-sensitivity", action="store_true", help="stable mAP under three orders of the database"
-    )
-    parser.add_argument("--figures", action="store_true", help="draw the curves, beside the files")
-    parser.add_argument("--device", default="cpu", help="auto, cpu, cuda or cuda:N (default: cpu)")
+    parser.add_argument("--device", default="cpu", help="auto, cpu, cuda or cuda:N [cpu]")
     return parser
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run with the given command line; returns the exit status: 0, or 2 for what the user can mend."""
+def main(arguments: Sequence[str]) -> int:
+    """Run with the given command line; returns the exit status (`utils.command.run_command`)."""
+    return run_command(COMMAND, lambda: _evaluate(arguments))
+
+
+def _evaluate(arguments: Sequence[str]) -> None:
     options = _parser().parse_args(arguments)
-    try:
-        device = choose_device(options.device)
-        code_sets = find_code_sets(options.paths)
-        reports = [
-            evaluate_set(
-                code_set, topk=_topk(options.topk, code_set), device=device, with_orders=options.order_sensitivity
-            )
-            for code_set in code_sets
-        ]
-        reports.sort(key=lambda report: report["code_length"])
-        print(table(reports))
-        if options.json is not None:
-            _write_json(options.json, reports)
-        if options.figures:
-            _draw(code_sets[0].folder, reports)
-    except UserError as error:
-        print(f"python -m reports evaluate: {error}", file=sys.stderr)
-        return 2
-    return 0
+    device = choose_device(options.device)
+    if options.json is not None:
+        require_place(options.json, "--json")
+    code_sets = find_code_sets(options.paths)
+    reports = [
+        evaluate_set(code_set, topk=_topk(options.topk, code_set), device=device, with_orders=options.order_sensitivity)
+        for code_set in code_sets
+    ]
+    reports.sort(key=lambda report: report["code_length"])
+    print(table(reports))
+    if options.json is not None:
+        write_json(options.json, reports, "--json")
+    if options.figures:
+        for path in evaluation_figures(code_sets[0].folder / "figures", by_name(reports)):
+            print(path)
 
 
-def _topk(asked: int | None, code_set: CodeSet) -> int | None:
-    """--topk if given; else that of the run beside the files, so that its own figures come out again."""
-    rows = [] if asked is not None else read_results(code_set.folder)
-    return rows[0]["topk"] if rows else asked
-
-
-def _write_json(path: Path, reports: list[dict[str, Any]]) -> None:
-    try:
-        path.write_text(json.dumps(reports, indent=2) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"--json {path}: cannot be written ({error.strerror}); name another file.") from error
-
-
-def _draw(folder: Path, reports: list[dict[str, Any]]) -> None:
-    try:
-        from reports.figures import evaluation_figures
-    except ImportError as error:
-        raise UserError(f"--figures: {error}; install matplotlib (requirements.txt).") from error
-    for path in evaluation_figures(folder, reports):
-        print(path)
+def _topk(given: int | None, code_set: CodeSet) -> int | None:
+    """--topk if given, else that of the run which saved the files, so that its own mAP comes out again."""
+    rows = read_results(code_set.folder) if given is None else []
+    return int(rows[0]["topk"]) if rows else given

@@ -1,69 +1,102 @@
-"""`python -m reports figures RUN...`: the curves of runs as pictures (docs/figures.md)."""
+"""`python -m reports figures RUN...`: draw the figures of one run, or compare several (docs/figures.md)."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import os
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from data import Split
-from plots.curves import NEVER_DRAWN, cutoff_figure, map_figure, precision_recall_figure, training_figure
+from plots.curves import map_figure, training_figure
 from plots.gallery import gallery_figure, gallery_of
-from plots.style import (
-    FORMATS,
-)
-from reports.evaluate import evaluate_set
+from plots.style import FORMATS
+from reports.evaluate import by_name, evaluate_set, evaluation_figures
 from training.preflight import load_split
 from training.settings import FREE_TO_CHANGE, Settings
+from utils.command import Parser, run_command
 from utils.errors import UserError
-from utils.runs import DATABASES, METRICS, CodeSet, Run, find_code_sets, load_code_set, read_metrics, read_run
+from utils.interrupt import Interrupted
+from utils.runs import (
+    DATABASES,
+    METRICS,
+    CodeSet,
+    Run,
+    code_set_name,
+    find_code_sets,
+    load_code_set,
+    read_metrics,
+    read_run,
+)
 
-METHOD_NAMES = {"main_mmasia": "MM Asia", "main_tomm": "TOMM"}
+COMMAND = "python -m reports figures"
+DESCRIPTION = "Draw the figures of a finished run, or compare several runs."
 
+# How titles and legends name a method; one that is not here goes by its name on the command line.
+METHOD_NAMES = {
+    "main_mmasia": "MM Asia",
+    "main_tomm": "TOMM",
+}
+CODE_NAMES = {
+    "learned": "learned codes",
+    "learned_filled": "rows never drawn filled in",
+    "network": "network's codes",
+}
 
-_DATABASE_NAMES = {"learned": "learned codes", "learned_filled": NEVER_DRAWN, "network": "network's codes"}
-
-
-# Settings that make no other experiment of a run: what a resumed run may change, and what is compared anyway.
+# Two runs that differ in nothing but these settings are compared as runs of one experiment.
 _NOT_COMPARED = {*FREE_TO_CHANGE, "seed", "code_length", "eval_iter"}
 
 
-def load_run(folder: str | Path) -> Run:
-    """`utils.runs.read_run`; settings that an older run does not have get their defaults."""
-    run = read_run(Path(folder))
-    return run._replace(settings=Settings().as_json() | run.settings)
+# ---- Reading runs ----
 
 
-def metrics_by_length(folder: str | Path) -> dict[int, list[dict[str, Any]]]:
+def load_run(folder: Path) -> Run:
+    """`utils.runs.read_run`; settings that an older run does not have get the preset's value."""
+    run = read_run(folder)
+    return run._replace(settings=Settings.for_dataset(run.settings["dataset"]).as_json() | run.settings)
+
+
+def metrics_by_length(folder: Path) -> dict[int, list[dict[str, Any]]]:
     """The rows of metrics.jsonl by code length, in order.
 
     Raises:
         UserError: the file is missing, empty or damaged.
     """
     result: dict[int, list[dict[str, Any]]] = {}
-    for row in read_metrics(Path(folder)):
+    for row in read_metrics(folder):
         result.setdefault(row["code_length"], []).append(row)
     if not result:
-        raise UserError(f"{Path(folder) / METRICS}: has no iteration yet; wait for the first one.")
+        raise UserError(f"{folder / METRICS}: has no iteration yet; wait for the first one.")
     return result
 
 
-def _title(run: Run) -> str:
-    return f"{_method(run.settings)}, {run.settings['dataset']}"
+def codes_of(run: Run, database: str = "learned") -> str:
+    """`database`, or "network" where the method learns no database codes; one of `utils.runs.DATABASES`."""
+    return database if all(database in row["map"] for row in run.results) else "network"
+
+
+def _code_sets(run: Run) -> list[CodeSet]:
+    """The code files that belong to results.json, if they were kept; a run that was killed may have left others."""
+    if not any(run.folder.glob("*-query_code.t")):
+        return []
+    names = {
+        code_set_name(run.settings["dataset"], row["code_length"], row["map"][codes_of(run)]["expected"])
+        for row in run.results
+    }
+    return [code_set for code_set in find_code_sets([run.folder]) if code_set.name in names]
 
 
 def group_runs(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    """Runs that differ in nothing but the seed, under a name that tells what else differs from the others.
+    """Group the runs that differ only in the seed.
 
-    The name is the method, the dataset where there are several, and the settings that differ among the groups of that
-    method and dataset.
+    Returns:
+        The groups by name: the method, the dataset if there are several, and the settings in which the groups of this
+        method and dataset differ.
 
     Raises:
-        UserError: two runs of a group have the same seed and a code length in common: they are one sample, not two.
+        UserError: two runs of a group have the same seed and share a code length, so they are one sample, not two.
     """
     groups: dict[str, list[Run]] = {}
     for run in runs:
@@ -95,182 +128,134 @@ def _require_distinct_seeds(group: Sequence[Run]) -> None:
             key = run.settings["seed"], row["code_length"]
             if key in seen:
                 raise UserError(
-                    f"{run.folder} and {seen[key]}: the same settings, seed and code length, so not two samples; "
-                    "name one of them."
+                    f"{run.folder} and {seen[key]}: both have the same settings, seed and code length, so they are one "
+                    "sample; name only one of them."
                 )
             seen[key] = run.folder
 
 
 def map_series(groups: Mapping[str, Sequence[Run]], database: str = "learned") -> dict[str, dict[int, list[float]]]:
-    """Expected mAP by group and code length, one value a seed: what `draw_map_by_code_length` takes.
+    """Expected mAP by group and code length, one value for each seed, as `plots.curves.map_figure` takes it.
 
     Args:
         groups: of `group_runs`.
-        database: one of `DATABASES` of results.json.
+        database: one of `utils.runs.DATABASES`; methods that learn no codes give that of the network's codes.
     """
     series: dict[str, dict[int, list[float]]] = {}
     for name, runs in groups.items():
         by_length = series.setdefault(name, {})
         for run in runs:
             for row in run.results:
-                by_length.setdefault(row["code_length"], []).append(row["map"][database]["expected"])
+                by_length.setdefault(row["code_length"], []).append(row["map"][codes_of(run, database)]["expected"])
     return series
 
 
-def run_figures(
-    folder: str | Path,
-    *,
-    split: Split | None = None,
-    output: str | Path | None = None,
-    picture_format: str = "png",
-) -> list[Path]:
-    """Write every picture that the folder of a finished run allows into its `figures` folder.
+# ---- Drawing ----
 
-    Training curves a code length with two iterations or more; mAP by code length where there are two or more; the
-    curves of `evaluation_figures` where the codes were kept; with `split`, a gallery a code length.
+
+def run_figures(
+    folder: Path, *, split: Split | None = None, output: Path | None = None, file_format: str = "png"
+) -> list[Path]:
+    """Write all figures that the folder of a finished run allows.
+
+    These are the training curves of each code length with two or more iterations, mAP by code length if there are two
+    or more, the `evaluation_figures` if the codes were kept, and, with `split`, a gallery for each code length.
 
     Args:
         folder: of the run.
-        split: the run's queries and database, for the galleries.
-        output: another folder for the pictures.
-        picture_format: "png" or "pdf".
+        split: queries and database of the run, for the galleries.
+        output: folder for the figures; None: the folder figures of the run.
+        file_format: "png" or "pdf".
+
+    Returns:
+        The files.
 
     Raises:
-        UserError: the folder is no finished run's, a file is damaged, or `split` is not the run's.
+        UserError: not the folder of a finished run, a damaged file, or a `split` of another size.
     """
     run, metrics = load_run(folder), metrics_by_length(folder)
     code_sets = _code_sets(run)
     reports = [evaluate_set(code_set, topk=None) for code_set in code_sets]
     galleries = {}
-    for code_set in code_sets if split is not None else []:
-        query_code, database_code, *_ = load_code_set(code_set)
-        assert split is not None
-        galleries[query_code.shape[1]] = gallery_of(split, query_code, database_code)
+    if split is not None:
+        for code_set in code_sets:
+            query_code, database_code, *_ = load_code_set(code_set)
+            galleries[query_code.shape[1]] = gallery_of(split, query_code, database_code)
 
-    output = run.folder / "figures" if output is None else Path(output)
+    output = run.folder / "figures" if output is None else output
+    title, codes = f"{_method(run.settings)}, {run.settings['dataset']}", CODE_NAMES[codes_of(run)]
     written = [
-        training_figure(output / f"training-{bits}bits.{picture_format}", rows, f"{_title(run)}, {bits} bits")
+        training_figure(output / f"training-{bits}bits.{file_format}", rows, f"{title}, {bits} bits", codes)
         for bits, rows in sorted(metrics.items())
         if len(rows) > 1
     ]
     if len(run.results) > 1:
-        series = {_DATABASE_NAMES[kind]: map_series({"": [run]}, kind)[""] for kind in DATABASES}
-        if series[NEVER_DRAWN] == series[_DATABASE_NAMES["learned"]]:
-            del series[NEVER_DRAWN]
-        path = output / f"map-by-code-length.{picture_format}"
-        written.append(map_figure(path, series, _map_name([run]), _title(run)))
+        kinds = [kind for kind in DATABASES if codes_of(run, kind) == kind]
+        series = {CODE_NAMES[kind]: map_series({"": [run]}, kind)[""] for kind in kinds}
+        if series.get(CODE_NAMES["learned_filled"]) == series.get(CODE_NAMES["learned"]):
+            series.pop(CODE_NAMES["learned_filled"], None)
+        written.append(map_figure(output / f"map-by-code-length.{file_format}", series, _map_name([run]), title))
     if reports:
-        written += evaluation_figures(
-            run.folder, reports, output=output, picture_format=picture_format, title=_title(run)
-        )
+        written += evaluation_figures(output, by_name(reports), file_format=file_format, title=title)
     for bits, content in sorted(galleries.items()):
-        written.append(gallery_figure(output / f"gallery-{bits}bits.{picture_format}", content))
-    return written
-
-
-def evaluation_figures(
-    folder: str | Path,
-    evaluations: Sequence[Mapping[str, Any]],
-    *,
-    output: str | Path | None = None,
-    picture_format: str = "png",
-    title: str = "",
-) -> list[Path]:
-    """Write precision-recall and precision@N of evaluated codes, and NDCG@N of multi-label sets, a curve a code length.
-
-    Args:
-        folder: the pictures go into its `figures` folder.
-        evaluations: reports of `utils.evaluate` (`evaluate_set`, or what its --json wrote).
-        output: another folder for the pictures.
-        picture_format: "png" or "pdf".
-        title: above the curves.
-
-    Raises:
-        UserError: no report.
-    """
-    output = Path(folder) / "figures" if output is None else Path(output)
-    lengths = [report["code_length"] for report in evaluations]
-    names = [
-        f"{report['code_length']} bits" if len(set(lengths)) == len(lengths) else report["name"]
-        for report in evaluations
-    ]
-    return _evaluation_pictures(
-        {name: [report] for name, report in zip(names, evaluations, strict=True)}, output, "", picture_format, title
-    )
-
-
-def _evaluation_pictures(
-    reports: Mapping[str, Sequence[Mapping[str, Any]]], output: Path, suffix: str, picture_format: str, title: str
-) -> list[Path]:
-    def curves(key: str) -> dict[str, list[Any]]:
-        return {name: [seed[key] for seed in seeds] for name, seeds in reports.items()}
-
-    several = any(len(seeds) > 1 for seeds in reports.values())
-    mean, mean_and_spread = (
-        f"{title}, {what} over seeds" if several else title for what in ("mean", "mean ± std")
-    )  # fmt: skip
-    written = [
-        precision_recall_figure(
-            output / f"precision-recall{suffix}.{picture_format}", curves("precision_recall"), mean
-        ),
-        cutoff_figure(
-            output / f"precision-at-n{suffix}.{picture_format}", curves("precision_at"), title=mean_and_spread
-        ),
-    ]
-    if all("ndcg_at" in seed for seeds in reports.values() for seed in seeds):
-        path = output / f"ndcg-at-n{suffix}.{picture_format}"
-        written.append(cutoff_figure(path, curves("ndcg_at"), "NDCG@N", mean_and_spread))
+        written.append(gallery_figure(output / f"gallery-{bits}bits.{file_format}", content))
     return written
 
 
 def comparison_figures(
-    folders: Sequence[str | Path], output: str | Path, *, database: str = "learned", picture_format: str = "png"
+    folders: Sequence[Path], output: Path, *, database: str = "learned", file_format: str = "png"
 ) -> list[Path]:
-    """Write the pictures that compare several runs; runs that differ in nothing but the seed are one curve.
+    """Write the figures that compare several runs; runs that differ only in the seed are one curve.
 
-    mAP by code length (mean ± sample standard deviation over seeds), and for each code length precision-recall and
-    precision@N of the learned codes (means over seeds).
+    These are mAP by code length (mean ± sample standard deviation over seeds), and the `evaluation_figures` of the
+    saved codes for each code length (means over seeds). Where some methods learn no database codes, the legend marks
+    the curves of network's codes.
 
     Args:
         folders: of finished runs.
-        output: folder for the pictures.
-        database: which mAP of results.json, one of `DATABASES`.
-        picture_format: "png" or "pdf".
+        output: folder for the figures.
+        database: which mAP of results.json, one of `utils.runs.DATABASES`.
+        file_format: "png" or "pdf".
+
+    Returns:
+        The files.
 
     Raises:
-        UserError: a folder is no finished run's, or two runs are the same experiment with the same seed.
+        UserError: not the folder of a finished run, or two runs of one experiment with the same seed.
     """
     runs = [load_run(folder) for folder in folders]
     groups = group_runs(runs)
-    output = Path(output)
     datasets = sorted({run.settings["dataset"] for run in runs})
     heading = datasets if len(datasets) == 1 else []
     spread = ["mean ± std over seeds"] if any(len(group) > 1 for group in groups.values()) else []
-    ylabel = f"{_map_name(runs)}, {_DATABASE_NAMES[database]}"
-    path = output / f"map-by-code-length.{picture_format}"
-    written = [map_figure(path, map_series(groups, database), ylabel, ", ".join(heading + spread))]
+    ylabel = f"{_map_name(runs)}, {CODE_NAMES[_shared_codes(runs, database)]}"
+    path = output / f"map-by-code-length.{file_format}"
+    written = [map_figure(path, map_series(_marked(groups, database), database), ylabel, ", ".join(heading + spread))]
 
     by_length: dict[int, dict[str, list[dict[str, Any]]]] = {}
-    for name, group in groups.items():
+    for name, group in _marked(groups, "learned").items():
         for run in group:
             for code_set in _code_sets(run):
                 report = evaluate_set(code_set, topk=None)
                 by_length.setdefault(report["code_length"], {}).setdefault(name, []).append(report)
     for bits, reports in sorted(by_length.items()):
         title = ", ".join([*heading, f"{bits} bits"])
-        written += _evaluation_pictures(reports, output, f"-{bits}bits", picture_format, title)
+        written += evaluation_figures(output, reports, suffix=f"-{bits}bits", file_format=file_format, title=title)
     return written
 
 
-def _code_sets(run: Run) -> list[CodeSet]:
-    """The code files that results.json speaks of, where they were kept; a run killed midway may have left others."""
-    if not any(run.folder.glob("*-query_code.t")):
-        return []
-    names = {
-        f"{run.settings['dataset']}-{row['code_length']}bits-{row['map']['learned']['expected']:.4f}"
-        for row in run.results
+def _shared_codes(runs: Sequence[Run], database: str) -> str:
+    """The codes that the y axis names: `database` if at least one run has them, else "network"."""
+    return database if any(codes_of(run, database) == database for run in runs) else "network"
+
+
+def _marked(groups: Mapping[str, list[Run]], database: str) -> dict[str, list[Run]]:
+    """The groups, with the codes in the name where they are not those that the y axis names."""
+    shared = _shared_codes([run for group in groups.values() for run in group], database)
+    return {
+        name if codes_of(group[0], database) == shared else f"{name}, {CODE_NAMES['network']}": group
+        for name, group in groups.items()
     }
-    return [code_set for code_set in find_code_sets([run.folder]) if code_set.name in names]
 
 
 def _method(settings: Mapping[str, Any]) -> str:
@@ -278,54 +263,50 @@ def _method(settings: Mapping[str, Any]) -> str:
 
 
 def _map_name(runs: Iterable[Run]) -> str:
-    """ "mAP", or "mAP@R" with the R that all runs share, or with the letter where they differ."""
+    """The y axis: "mAP", or "mAP@R" with the R of all runs, or with the letter where they differ."""
     cuts = {row["topk"] for run in runs for row in run.results}
     if all(topk <= 0 for topk in cuts):
         return "mAP"
     return f"mAP@{cuts.pop()}" if len(cuts) == 1 else "mAP@R"
 
 
+# ---- Command ----
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m reports figures",
-        description="Draw the pictures of a finished run, or those that compare several.",
-    )
-    parser.add_argument("folders", nargs="+", type=Path, metavar="RUN_FOLDER", help="folder of a finished run")
+    parser = Parser(prog=COMMAND, description=DESCRIPTION)
+    parser.add_argument("folders", nargs="+", type=Path, metavar="RUN", help="folder of a finished run")
     parser.add_argument(
-        "-o", "--output", type=Path, metavar="DIR", help="folder for the pictures [figures, in or beside the run's]"
+        "-o", "--output", type=Path, metavar="DIR", help="folder for the figures [figures, in or beside the run's]"
     )
     parser.add_argument("--format", choices=FORMATS, default="png", help="png or pdf [png]")
     parser.add_argument(
-        "--codes", choices=DATABASES, default="learned", help="several runs: whose mAP of results.json [learned]"
+        "--codes", choices=DATABASES, default="learned", help="several runs: which mAP of results.json [learned]"
     )
-    parser.add_argument(
-        "--gallery", action="store_true", help="one run: also load its images and draw a retrieval gallery"
-    )
+    parser.add_argument("--gallery", action="store_true", help="one run: load its images and draw a retrieval gallery")
     return parser
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run with the given command line; returns the exit status: 0, or 2 for what the user can mend."""
+def main(arguments: Sequence[str]) -> int:
+    """Run with the given command line; returns the exit status (`utils.command.run_command`)."""
+    return run_command(COMMAND, lambda: _draw(arguments))
+
+
+def _draw(arguments: Sequence[str]) -> None:
     options = _parser().parse_args(arguments)
     folders = options.folders
     try:
         if len(folders) == 1:
-            split = _split_of(load_run(folders[0])) if options.gallery else None
-            written = run_figures(folders[0], split=split, output=options.output, picture_format=options.format)
+            split = load_split(Settings.from_json(load_run(folders[0]).settings)) if options.gallery else None
+            written = run_figures(folders[0], split=split, output=options.output, file_format=options.format)
         elif options.gallery:
             raise UserError("--gallery: draws one run; name one folder.")
         else:
             parents = [folder.resolve().parent for folder in folders]
             output = options.output or Path(os.path.relpath(os.path.commonpath(parents))) / "figures"
-            written = comparison_figures(folders, output, database=options.codes, picture_format=options.format)
-    except UserError as error:
-        print(f"python -m reports figures: {error}", file=sys.stderr)
-        return 2
+            written = comparison_figures(folders, output, database=options.codes, file_format=options.format)
+    except (Interrupted, KeyboardInterrupt) as stopped:
+        stopped.add_note("the figures that are finished stay")
+        raise
     for path in written:
         print(path)
-    return 0
-
-
-def _split_of(run: Run) -> Split:
-    """The run's queries and database, loaded again as its settings say."""
-    return load_split(Settings.for_dataset(**run.settings))

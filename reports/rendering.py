@@ -20,7 +20,7 @@ _NUMBER = re.compile(r"[<+−]? ?\d[\d.]*( ± [\d.]+)?( \(n = \d+\))?|")
 
 @dataclass(frozen=True)
 class Table:
-    """Header and rows of plain text; a title above (may be empty) and a note below (may be empty)."""
+    """Header and rows of plain text, with a title above and a note below; both may be empty."""
 
     title: str
     header: list[str]
@@ -28,7 +28,7 @@ class Table:
     note: str
 
     def markdown(self) -> str:
-        """The title as a heading of the third level, the table, the note as a paragraph."""
+        """The title as a third-level heading, the table, and the note as a paragraph."""
         lines = [f"### {self.title}", ""] if self.title else []
         cells = [[cell.replace("|", r"\|") for cell in row] for row in [self.header, *self.rows]]
         table = [f"| {' | '.join(row)} |" for row in cells]
@@ -53,7 +53,7 @@ class Table:
 
 
 def latex_text(text: str) -> str:
-    """Plain text with what LaTeX would read as commands escaped, and no ligature made of two hyphens."""
+    """Plain text as LaTeX: special characters are escaped, and two hyphens do not become a dash."""
     return "".join(_LATEX.get(character, character) for character in text).replace("--", "-{}-")
 
 

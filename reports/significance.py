@@ -1,4 +1,4 @@
-"""Paired differences between two variants over the seeds that both have run (docs/tables.md)."""
+"""Paired differences between two variants over the seeds that both have (docs/tables.md)."""
 
 from __future__ import annotations
 
@@ -8,12 +8,20 @@ from dataclasses import dataclass
 
 from scipy import stats
 
-EXACT_UP_TO = 50  # differences; above, scipy's normal approximation is good and the exact law slow
+EXACT_UP_TO = 50  # differences; above, scipy's normal approximation is good and the exact distribution is slow
 
 
 @dataclass(frozen=True)
 class Paired:
-    """What the differences b − a of n pairs show; texts are ready to print, and say why where there is no figure."""
+    """What the differences b − a of n pairs show, as text to print; the text says why if there is no p value.
+
+    Attributes:
+        n: number of pairs.
+        difference: mean ± standard deviation (n − 1).
+        t_test: p value of the paired t-test.
+        wilcoxon: p value of the Wilcoxon signed-rank test.
+        least: the smallest p value that the Wilcoxon test can give with so many differences.
+    """
 
     n: int
     difference: str
@@ -25,12 +33,15 @@ class Paired:
 def paired(first: Sequence[float], second: Sequence[float]) -> Paired:
     """The mean of second − first, its standard deviation, and two two-sided p values.
 
-    Both tests are scipy's (`ttest_rel`; `wilcoxon`, exact for up to 50 pairs, differences of 0 left out). Differences
-    are taken to 6 decimals, as the tables keep them, so that equal figures are equal whatever rounding they went
-    through.
+    Both tests are scipy's: `ttest_rel`, and `wilcoxon`, exact for up to 50 pairs, without the differences of 0.
+    Differences are rounded to 6 decimals, like the numbers in the CSV, so that rounding makes no difference.
 
     Args:
-        first, second: figures of the same pairs in the same order, n each.
+        first: n numbers.
+        second: n numbers of the same pairs, in the same order.
+
+    Raises:
+        ValueError: the lengths differ.
     """
     differences = [round(b - a, 6) for a, b in zip(first, second, strict=True)]
     n = len(differences)
@@ -42,7 +53,7 @@ def paired(first: Sequence[float], second: Sequence[float]) -> Paired:
     mean += f" ± {statistics.stdev(differences):.4f}"
     if not any(differences):
         return Paired(n, mean, "all differences are 0", "all differences are 0", "")
-    constant = len(set(differences)) == 1  # no deviation to hold the mean against
+    constant = len(set(differences)) == 1  # the t-test divides by their deviation
     t_test = "all differences are equal" if constant else _p(stats.ttest_rel(second, first).pvalue)
     nonzero = [difference for difference in differences if difference]
     exact = len(nonzero) <= EXACT_UP_TO

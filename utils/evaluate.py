@@ -1,4 +1,4 @@
-"""How good a ranking by Hamming distance is: mAP and its companions (docs/evaluation.md has the formulas)."""
+"""Metrics of a ranking by Hamming distance: mAP and others (docs/evaluation.md has the formulas)."""
 
 from __future__ import annotations
 
@@ -8,13 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from utils.hamming import count_by_distance, query_blocks, stable_average_precision, to_numpy
+from utils.hamming import Device, Matrices, count_by_distance, query_blocks, stable_average_precision, to_numpy
 from utils.ranking_metrics import cut, expected_average_precision, expected_ndcg, expected_within, within_radius
 
 Array = torch.Tensor | np.ndarray
-Matrices = tuple[
-    torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor
-]  # query codes, database codes, query labels, database labels
 TIES = ("expected", "stable")
 # The N of precision@N, recall@N and NDCG@N.
 CUTOFFS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50000, 100000)
@@ -25,12 +22,12 @@ def mean_average_precision(
     database_code: Array,
     query_labels: Array,
     database_labels: Array,
-    device: torch.device | str | None = None,
+    device: Device = None,
     topk: int | None = None,
     *,
     ties: str = "expected",
 ) -> float:
-    """mAP@R: the mean of `average_precision` over all queries, those without a relevant item included as 0."""
+    """mAP@R: the mean of `average_precision` over all queries; a query without a relevant item counts as 0."""
     arguments = query_code, database_code, query_labels, database_labels, device, topk
     return float(average_precision(*arguments, ties=ties).mean())
 
@@ -40,7 +37,7 @@ def average_precision(
     database_code: Array,
     query_labels: Array,
     database_labels: Array,
-    device: torch.device | str | None = None,
+    device: Device = None,
     topk: int | None = None,
     *,
     ties: str = "expected",
@@ -48,27 +45,28 @@ def average_precision(
     """AP@R of each query in the ranking of the database by Hamming distance d = (K − q·b)/2.
 
     Args:
-        query_code: [Q, K], entries −1, +1, or 0 for a bit never encoded.
+        query_code: [Q, K], any number type, entries −1, +1, or 0 for a bit that was never encoded.
         database_code: [D, K], the same.
-        query_labels: [Q, C], multi-hot (0/1).
-        database_labels: [D, C]; an item is relevant to a query with which it shares a label.
-        device: where to count; None is the CPU.
+        query_labels: [Q, C], multi-hot (0 and 1).
+        database_labels: [D, C]; an item is relevant to a query if they share a label.
+        device: where to count; None: the CPU.
         topk: R; None, ≤ 0 or ≥ D: the whole database.
-        ties: "expected", the expectation over the order inside ties, or "stable", ties in database order.
+        ties: "expected": the expectation over the order of tied items; "stable": ties in database order.
 
     Returns:
-        float64 [Q], on the CPU: Σ of the precision at the rank of each relevant item of the first R, over their number.
+        float64 [Q], on the CPU: the mean of the precision at the ranks of the relevant items among the first R; 0 if
+        there are none.
 
     Raises:
-        ValueError: shapes that do not match, codes other than −1, 0, +1, labels other than 0, 1, unknown `ties`.
+        ValueError: shapes do not match, a code is not −1, 0 or +1, a label is not 0 or 1, or `ties` is unknown.
 
-    Source: docs/evaluation.md.
+    Source: McSherry & Najork, ECIR 2008; the formulas are in docs/evaluation.md.
     """
     if ties not in TIES:
         raise ValueError(f"ties must be one of {', '.join(TIES)}, not {ties!r}.")
-    arguments = _checked(query_code, database_code, query_labels, database_labels)
+    matrices = _checked(query_code, database_code, query_labels, database_labels)
     result = torch.empty(len(query_code), dtype=torch.float64)
-    for rows, block in _query_blocks(arguments):
+    for rows, block in query_blocks(matrices):
         result[rows] = torch.from_numpy(_average_precision(block, device, topk, ties))
     return result
 
@@ -80,28 +78,33 @@ def evaluate_codes(
     database_labels: Array,
     *,
     topk: int | None = None,
-    device: torch.device | str | None = None,
+    device: Device = None,
 ) -> dict[str, Any]:
-    """Every figure of docs/evaluation.md, as plain numbers and lists.
+    """All metrics of docs/evaluation.md, as plain numbers, lists and dicts.
 
-    Args: as `average_precision`.
+    All are means over all queries; a query without a relevant item counts as 0.
+
+    Args:
+        query_code, database_code, query_labels, database_labels: as for `average_precision`.
+        topk: R of mAP@R; None, ≤ 0 or ≥ D: the whole database.
+        device: where to count; None: the CPU.
 
     Returns:
         "map": {"expected", "stable"}, mAP@R;
         "precision_recall": {"precision", "recall"}, lists by Hamming radius 0..K;
-        "precision_at", "recall_at": {N: value}, for the `CUTOFFS` that the database is not too small for;
-        "radius_2": {"precision", "recall", "empty_share"};
-        "ndcg_at": {N: value}, only where an item has more than one label;
-        "queries_without_relevant", "zero_rows" (database rows never encoded), "topk" (R; null for all).
-        All means run over all queries; one without a relevant item counts as 0.
+        "precision_at", "recall_at": {N: value}, for all N of `CUTOFFS` up to D;
+        "radius_2": {"precision", "recall", "empty_share"}, the last the share of queries without an item in the radius;
+        "ndcg_at": {N: value}, only if an item has more than one label;
+        "queries_without_relevant"; "zero_rows", the number of database rows that are all 0; "topk", R or None for all.
 
     Raises:
-        ValueError: as `average_precision`.
+        ValueError: as for `average_precision`.
     """
-    arguments = _checked(query_code, database_code, query_labels, database_labels)
-    bits, (num_queries, num_items) = arguments[0].shape[1], (len(arguments[0]), len(arguments[1]))
-    asked, multi_label = _most_labels(arguments[2]), max(map(_most_labels, arguments[2:])) > 1
-    grades = max(1, asked) if multi_label else 1
+    matrices = _checked(query_code, database_code, query_labels, database_labels)
+    (num_queries, bits), num_items = matrices.query_code.shape, len(matrices.database_code)
+    most_labels = _most_labels(matrices.query_labels)
+    multi_label = max(most_labels, _most_labels(matrices.database_labels)) > 1
+    grades = max(1, most_labels) if multi_label else 1
     cutoffs = [n for n in CUTOFFS if n <= num_items]
     radius = min(2, bits)
     averages = {ties: torch.empty(num_queries, dtype=torch.float64) for ties in TIES}
@@ -110,8 +113,8 @@ def evaluate_codes(
     def add(name: str, values: np.ndarray) -> None:
         sums[name] = sums.get(name, 0) + values.sum(axis=0)
 
-    for rows, block in _query_blocks(arguments, grades):
-        items, graded = count_by_distance(*block, grades=grades, device=device)
+    for rows, block in query_blocks(matrices, grades):
+        items, graded = count_by_distance(block, grades=grades, device=device)
         relevant = graded[:, 0]
         total = relevant.sum(axis=1)
         found = expected_within(items, relevant, cutoffs)
@@ -147,23 +150,16 @@ def evaluate_codes(
     return {
         **report,
         "queries_without_relevant": int(sums["without_relevant"]),
-        "zero_rows": sum(int((codes == 0).all(axis=1).sum()) for codes in _chunks(arguments[1])),
+        "zero_rows": sum(int((codes == 0).all(axis=1).sum()) for codes in _chunks(matrices.database_code)),
         "topk": None if limit == num_items else limit,
     }
 
 
-def _average_precision(block: Matrices, device: torch.device | str | None, topk: int | None, ties: str) -> np.ndarray:
+def _average_precision(block: Matrices, device: Device, topk: int | None, ties: str) -> np.ndarray:
     if ties == "stable":
-        return stable_average_precision(*block, cut(topk, len(block[1])), device=device)
-    items, relevant = count_by_distance(*block, device=device)
+        return stable_average_precision(block, cut(topk, len(block.database_code)), device=device)
+    items, relevant = count_by_distance(block, device=device)
     return expected_average_precision(items, relevant[:, 0], topk)
-
-
-def _query_blocks(arguments: Matrices, grades: int = 1) -> Iterator[tuple[slice, Matrices]]:
-    """The arguments with a slice of the queries at a time, so that memory does not grow with their number."""
-    query_code, database_code, query_labels, database_labels = arguments
-    for rows in query_blocks(len(query_code), query_code.shape[1], grades):
-        yield rows, (query_code[rows], database_code, query_labels[rows], database_labels)
 
 
 def _most_labels(labels: torch.Tensor) -> int:
@@ -171,41 +167,41 @@ def _most_labels(labels: torch.Tensor) -> int:
 
 
 def _checked(query_code: Array, database_code: Array, query_labels: Array, database_labels: Array) -> Matrices:
-    codes = _check_codes(query_code, "query_code"), _check_codes(database_code, "database_code")
-    labels = _check_labels(query_labels, "query_labels"), _check_labels(database_labels, "database_labels")
-    _check_match(*codes, *labels)
-    return *codes, *labels
+    matrices = Matrices(
+        _checked_codes(query_code, "query_code"),
+        _checked_codes(database_code, "database_code"),
+        _checked_labels(query_labels, "query_labels"),
+        _checked_labels(database_labels, "database_labels"),
+    )
+    for what, left, right in (("code length", *matrices[:2]), ("number of classes", *matrices[2:])):
+        if left.shape[1] != right.shape[1]:
+            raise ValueError(f"The {what} of queries ({left.shape[1]}) and database ({right.shape[1]}) differs.")
+    for what, codes, labels in (("query", *matrices[::2]), ("database", *matrices[1::2])):
+        if len(codes) != len(labels):
+            raise ValueError(f"{len(codes)} {what} codes but {len(labels)} rows of {what} labels.")
+    return matrices
 
 
-def _check_codes(array: Array, name: str) -> torch.Tensor:
-    tensor = _check_matrix(array, name)
+def _checked_codes(array: Array, name: str) -> torch.Tensor:
+    tensor = _checked_matrix(array, name)
     if not all(np.array_equal(np.sign(rows), rows) for rows in _chunks(tensor)):
         raise ValueError(f"{name} must hold only -1, 0 and +1; take the sign of the network's output first.")
     return tensor
 
 
-def _check_labels(array: Array, name: str) -> torch.Tensor:
-    tensor = _check_matrix(array, name)
+def _checked_labels(array: Array, name: str) -> torch.Tensor:
+    tensor = _checked_matrix(array, name)
     if not all(np.array_equal(rows * rows, rows) for rows in _chunks(tensor)):
         raise ValueError(f"{name} must be multi-hot: only 0 and 1.")
     return tensor
 
 
-def _chunks(tensor: torch.Tensor) -> Iterator[np.ndarray]:
-    return (to_numpy(rows) for rows in tensor.split(max(1, (1 << 18) // tensor.shape[1])))
-
-
-def _check_matrix(array: Array, name: str) -> torch.Tensor:
+def _checked_matrix(array: Array, name: str) -> torch.Tensor:
     tensor = torch.as_tensor(array).detach().cpu()
     if tensor.ndim != 2 or 0 in tensor.shape:
-        raise ValueError(f"{name} must be a matrix with a row an item, not of shape {tuple(tensor.shape)}.")
+        raise ValueError(f"{name} must be a matrix with one row per item, not of shape {tuple(tensor.shape)}.")
     return tensor
 
 
-def _check_match(query_code, database_code, query_labels, database_labels) -> None:
-    for what, left, right in (("code length", query_code, database_code), ("classes", query_labels, database_labels)):
-        if left.shape[1] != right.shape[1]:
-            raise ValueError(f"The queries' {what} ({left.shape[1]}) and the database's ({right.shape[1]}) differ.")
-    for what, codes, labels in (("query", query_code, query_labels), ("database", database_code, database_labels)):
-        if len(codes) != len(labels):
-            raise ValueError(f"{len(codes)} {what} codes but {len(labels)} rows of {what} labels.")
+def _chunks(tensor: torch.Tensor) -> Iterator[np.ndarray]:
+    return (to_numpy(rows) for rows in tensor.split(max(1, (1 << 18) // tensor.shape[1])))

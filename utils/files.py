@@ -59,7 +59,8 @@ def load_tensors(path: Path, what: str) -> Any:
 def write_file(path: Path, write: Callable[[IO[bytes]], Any], flag: str = "") -> None:
     """Call `write(file)` on a temporary file in the same folder, flush it to the disk and rename it to `path`.
 
-    A reader, or a crash, sees the old file or the new file, never a part of one.
+    A reader, or a crash, sees the old file or the new file, never a part of one. A link, a pipe or a device, such as
+    /dev/stdout, is written in place.
 
     Args:
         path: the file.
@@ -71,6 +72,10 @@ def write_file(path: Path, write: Callable[[IO[bytes]], Any], flag: str = "") ->
     """
     temporary = None
     try:
+        if _in_place(path):
+            with path.open("wb") as file:
+                write(file)
+            return
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         with os.fdopen(handle, "wb") as file:
             write(file)
@@ -87,6 +92,11 @@ def write_file(path: Path, write: Callable[[IO[bytes]], Any], flag: str = "") ->
         if temporary is not None:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(temporary)
+
+
+def _in_place(path: Path) -> bool:
+    """Whether the file must not be replaced by another one."""
+    return path.is_symlink() or (path.exists() and not path.is_file())
 
 
 def write_json(path: Path, content: Any, flag: str = "") -> None:
@@ -116,6 +126,8 @@ def require_place(path: Path, flag: str) -> None:
     """
     if path.is_dir():
         raise UserError(f"{flag} {path}: is a folder; name a file.")
+    if _in_place(path):
+        return
     if not path.parent.is_dir():
         raise UserError(f"{flag} {path}: there is no folder {path.parent}; make it or name another file.")
     require_writable(path.parent, f"{flag} {path}")

@@ -1,15 +1,15 @@
-"""Counting a database by Hamming distance to each query: histograms, and ranks in stable order.
+"""Count the items of a database by their Hamming distance to each query: histograms, and ranks in stable order.
 
-Distance is d = (K − q·b)/2 for codes of −1 and +1, and, by the same formula, for codes with zeros: an item of zeros
-lies K/2 from everything. So histograms have 2K+1 bins, half a unit of distance each.
+The distance is d = (K − q·b)/2. For codes of −1 and +1 it is the Hamming distance. The same formula holds for codes
+with zeros: an item of zeros has distance K/2 from everything. So histograms have 2K+1 bins, one for each half unit.
 
-Three ways to count give the same integers:
+Three engines give the same integers:
 
 - ``compiled``: bit slices (`utils.hamming_compiled`), where numba is installed;
 - ``numpy``: packed words, exclusive or, ``bitwise_count`` (numpy ≥ 2), then ``torch.bincount``;
 - ``torch``: a matrix product, on any device.
 
-None holds the Q × D matrix of distances.
+None of them holds the Q × D matrix of distances.
 """
 
 from __future__ import annotations
@@ -17,26 +17,39 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-ENGINES = ("compiled", "numpy", "torch")
-
 _MOST_ROWS = 1 << 16  # database rows packed at once, ...
 _NUMBERS_PER_CHUNK = 1 << 23  # ... fewer where codes and labels are wide
-_ROWS_TORCH_COUNTS_ALONE = 1 << 15  # torch.bincount of more starts threads of its own, which fight with ours
-_PAIRS_WORTH_COMPILING = 1 << 23  # numpy counts these in about the time that numba takes to load
+_ROWS_OF_ONE_THREAD = 1 << 15  # torch.bincount of more starts its own threads, which slow ours down
+_PAIRS_WORTH_COMPILING = 1 << 23  # numpy counts so many in about the time that numba takes to load
 _HISTOGRAM_BYTES = 1 << 22  # histograms of one block of queries
 _PAIRS_PER_BLOCK = {"numpy": 1 << 17, "torch": 1 << 20, "cuda": 1 << 25}  # query-item pairs held at once
 
+Device = torch.device | str | None
 Words = npt.NDArray[np.unsignedinteger]
 Integers = npt.NDArray[np.int64]
 
 
-def default_engine(num_pairs: int, device: torch.device | str | None = None) -> str:
-    """The fastest way to count `num_pairs` pairs: torch on a GPU; else compiled, where numba is there and worth it."""
+class Matrices(NamedTuple):
+    """Codes [Q, K] and [D, K] with entries −1, 0 or +1, and multi-hot labels [Q, C] and [D, C]."""
+
+    query_code: torch.Tensor
+    database_code: torch.Tensor
+    query_labels: torch.Tensor
+    database_labels: torch.Tensor
+
+    def of_items(self, rows: slice | torch.Tensor) -> Matrices:
+        """The same queries with some rows of the database."""
+        return self._replace(database_code=self.database_code[rows], database_labels=self.database_labels[rows])
+
+
+def default_engine(num_pairs: int, device: Device = None) -> str:
+    """The fastest engine for `num_pairs` pairs: torch on a GPU; else compiled, if numba is installed and worth it."""
     if device is not None and torch.device(device).type != "cpu":
         return "torch"
     if num_pairs >= _PAIRS_WORTH_COMPILING and importlib.util.find_spec("numba") is not None:
@@ -44,93 +57,76 @@ def default_engine(num_pairs: int, device: torch.device | str | None = None) -> 
     return "numpy" if hasattr(np, "bitwise_count") else "torch"
 
 
-def query_blocks(num_queries: int, bits: int, grades: int = 1) -> Iterator[slice]:
-    """Slices of the queries whose histograms fit a fixed budget of memory."""
+def query_blocks(matrices: Matrices, grades: int = 1) -> Iterator[tuple[slice, Matrices]]:
+    """Slices of the queries, so small that the histograms of one take about 4 MiB, each with its part of `matrices`."""
+    num_queries, bits = matrices.query_code.shape
     size = max(1, _HISTOGRAM_BYTES // (8 * (2 * bits + 1) * (1 + grades)))
-    return (slice(start, min(start + size, num_queries)) for start in range(0, num_queries, size))
+    for start in range(0, num_queries, size):
+        rows = slice(start, min(start + size, num_queries))
+        yield (
+            rows,
+            matrices._replace(query_code=matrices.query_code[rows], query_labels=matrices.query_labels[rows]),
+        )
 
 
-def count_by_distance(
-    query_code: torch.Tensor,
-    database_code: torch.Tensor,
-    query_labels: torch.Tensor,
-    database_labels: torch.Tensor,
-    *,
-    grades: int = 1,
-    device: torch.device | str | None = None,
-    engine: str | None = None,
-    threads: int | None = None,
-) -> tuple[Integers, Integers]:
-    """Histograms of the database over distance, a row a query.
+def count_by_distance(matrices: Matrices, *, grades: int = 1, device: Device = None) -> tuple[Integers, Integers]:
+    """Histograms of the database over distance, one row for each query.
 
     Args:
-        query_code: [Q, K], database_code: [D, K], entries −1, 0 or +1 (unchecked).
-        query_labels: [Q, C], database_labels: [D, C], multi-hot (unchecked).
+        matrices: codes and labels; the values are not checked.
         grades: G; 1 counts relevant items, more count by the number of shared labels.
-        device: where to count.
-        engine: one of `ENGINES`; None takes `default_engine`.
-        threads: None takes torch's number of threads; for numpy one, as two wait longer for the
-            interpreter than they gain.
+        device: where to count; None: the CPU.
 
     Returns:
         items: int64 [Q, 2K+1]; bin j counts the items at distance j/2.
         relevant: int64 [Q, G, 2K+1]; [:, g] counts those that share more than g labels with the query.
     """
-    engine = engine or default_engine(len(query_code) * len(database_code), device)
-    shape = len(query_code), query_code.shape[1]
-    items = np.zeros((shape[0], 2 * shape[1] + 1), np.int64)
-    relevant = np.zeros((shape[0], grades, 2 * shape[1] + 1), np.int64)
-    count = {"compiled": _count_compiled, "numpy": _count_numpy, "torch": _count_torch}[engine]
-    with _Workers(threads or (1 if engine == "numpy" else None)) as workers:
-        for rows in _chunks(
-            database_code, database_labels, _MOST_ROWS if engine != "numpy" else _ROWS_TORCH_COUNTS_ALONE
-        ):
-            count(
-                query_code, database_code[rows], query_labels, database_labels[rows], items, relevant, workers, device
-            )
+    num_queries, bits = matrices.query_code.shape
+    engine = default_engine(num_queries * len(matrices.database_code), device)
+    items = np.zeros((num_queries, 2 * bits + 1), np.int64)
+    relevant = np.zeros((num_queries, grades, 2 * bits + 1), np.int64)
+    most_rows = _ROWS_OF_ONE_THREAD if engine == "numpy" else _MOST_ROWS
+    # Two threads of numpy wait longer for Python's interpreter lock than they gain.
+    with _Workers(1 if engine == "numpy" else torch.get_num_threads()) as workers:
+        for rows in _chunks(matrices, most_rows):
+            ENGINES[engine](matrices.of_items(rows), items, relevant, workers, device)
     return items, relevant
 
 
-def stable_average_precision(
-    query_code: torch.Tensor,
-    database_code: torch.Tensor,
-    query_labels: torch.Tensor,
-    database_labels: torch.Tensor,
-    limit: int,
-    *,
-    device: torch.device | str | None = None,
-    engine: str | None = None,
-    threads: int | None = None,
-) -> npt.NDArray[np.float64]:
+def stable_average_precision(matrices: Matrices, limit: int, *, device: Device = None) -> npt.NDArray[np.float64]:
     """AP of each query over its first `limit` items, ties in database order.
 
-    Args: as `count_by_distance`. The compiled engine counts twice, once for each distance's first rank and once to walk
-        the relevant items; the others sort. Rows that are zero in part are always sorted.
+    The compiled engine counts twice: once for the first rank at each distance, and once to visit the relevant items.
+    The others sort. A database with rows that are zero in part is always sorted.
+
+    Args:
+        matrices: codes and labels; the values are not checked.
+        limit: R, 1 or more.
+        device: where to count; None: the CPU.
 
     Returns:
-        float64 [Q]; 0 for a query without a relevant item among them.
+        float64 [Q]; 0 for a query without a relevant item among its first R.
     """
-    engine = engine or default_engine(len(query_code) * len(database_code), device)
-    arguments = query_code, database_code, query_labels, database_labels
-    with _Workers(threads) as workers:
-        result = _rank_compiled(*arguments, limit, workers) if engine == "compiled" else None
+    engine = default_engine(len(matrices.query_code) * len(matrices.database_code), device)
+    with _Workers(torch.get_num_threads()) as workers:
+        result = _rank_compiled(matrices, limit, workers) if engine == "compiled" else None
         if result is None:
-            result = _rank_sorted(*arguments, limit, device, workers)
+            result = _rank_sorted(matrices, limit, device, workers)
     return result
 
 
-def _chunks(codes: torch.Tensor, labels: torch.Tensor, most: int) -> list[slice]:
-    """Slices of the database that bound what a chunk takes; multiples of 4096 rows, the bit slices' block."""
-    rows = _NUMBERS_PER_CHUNK // (codes.shape[1] + labels.shape[1]) // 4096 * 4096
-    rows = min(max(rows, 4096), most)
-    return [slice(start, start + rows) for start in range(0, len(codes), rows)]
+def _chunks(matrices: Matrices, most: int = _MOST_ROWS) -> list[slice]:
+    """Slices of the database that limit the memory; multiples of 4096 rows, the block of the bit slices."""
+    width = matrices.database_code.shape[1] + matrices.database_labels.shape[1]
+    rows = min(max(_NUMBERS_PER_CHUNK // width // 4096 * 4096, 4096), most)
+    return [slice(start, start + rows) for start in range(0, len(matrices.database_code), rows)]
 
 
 class _Workers:
-    """A pool that maps a function over slices of a range; it never outlives the call that made it."""
+    """Threads that call a function on slices of a range; they end with the `with` block."""
 
-    def __init__(self, threads: int | None) -> None:
-        self.threads = threads or torch.get_num_threads()
+    def __init__(self, threads: int) -> None:
+        self.threads = threads
         self._pool = ThreadPoolExecutor(self.threads) if self.threads > 1 else None
 
     def __enter__(self) -> _Workers:
@@ -141,17 +137,18 @@ class _Workers:
             self._pool.shutdown()
 
     def map(self, work: Callable[[slice], None], length: int, size: int) -> None:
+        """Call `work` on slices of `size` of range(length)."""
         slices = [slice(start, min(start + size, length)) for start in range(0, length, size)]
         for _ in map(work, slices) if self._pool is None or len(slices) == 1 else self._pool.map(work, slices):
             pass
 
     def share(self, work: Callable[[slice], None], length: int) -> None:
-        """Map over a few slices a thread: enough to even out, few enough to cost nothing."""
+        """`map` with four slices for each thread: enough to keep all busy, few enough to cost nothing."""
         self.map(work, length, max(1, -(-length // (4 * self.threads if self.threads > 1 else 1))))
 
 
 def to_numpy(rows: torch.Tensor) -> np.ndarray:
-    """A contiguous array of a type that compiled code and numpy both know; no copy where none is needed."""
+    """A contiguous array of a type that compiled code and numpy both know; copied only if necessary."""
     if rows.dtype in (torch.float16, torch.bfloat16):
         rows = rows.to(torch.float32)
     array = rows.contiguous().cpu().numpy()
@@ -159,21 +156,21 @@ def to_numpy(rows: torch.Tensor) -> np.ndarray:
 
 
 def _label_lists(labels: torch.Tensor) -> tuple[Integers, Integers]:
-    """Each row's labels, one list after the other, and where each row's list starts."""
+    """Where the labels of each row start, int64 [Q+1], and the labels of all rows one after the other."""
     rows, index = np.nonzero(to_numpy(labels))
     return np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=len(labels)))]), index
 
 
 class _Planes:
-    """A chunk of the database as bit planes, packed by all workers."""
+    """The database of `matrices` as bit planes, packed by all workers; `partial`: the rows that are zero in part."""
 
-    def __init__(self, codes: torch.Tensor, labels: torch.Tensor, workers: _Workers) -> None:
-        from utils.hamming_compiled import BLOCK, WORDS, pack_planes
+    def __init__(self, matrices: Matrices, workers: _Workers) -> None:
+        from utils.hamming_compiled import BLOCK, WORDS, pack_planes  # needs numba, which is optional
 
-        code_rows, label_rows = to_numpy(codes), to_numpy(labels)
+        code_rows, label_rows = to_numpy(matrices.database_code), to_numpy(matrices.database_labels)
         blocks = -(-len(code_rows) // BLOCK)
-        self.codes = np.zeros((blocks, -(-codes.shape[1] // 4) * 4 * WORDS), np.uint64)
-        self.labels = np.zeros((blocks, labels.shape[1] * WORDS), np.uint64)
+        self.codes = np.zeros((blocks, -(-code_rows.shape[1] // 4) * 4 * WORDS), np.uint64)
+        self.labels = np.zeros((blocks, label_rows.shape[1] * WORDS), np.uint64)
         self.full, self.empty, unused = np.zeros((3, blocks, WORDS), np.uint64)
 
         def pack(chosen: slice) -> None:
@@ -186,39 +183,34 @@ class _Planes:
         self.partial = np.flatnonzero(np.unpackbits(classed, bitorder="little")[: len(code_rows)] == 0)
 
 
-def _count_compiled(query_code, database_code, query_labels, database_labels, items, relevant, workers, device) -> None:
-    from utils.hamming_compiled import count_blocks
+def _count_compiled(matrices: Matrices, items: Integers, relevant: Integers, workers: _Workers, device: Device) -> None:
+    from utils.hamming_compiled import count_blocks  # needs numba, which is optional
 
-    planes = _Planes(database_code, database_labels, workers)
-    codes = query_code.to(torch.int8).contiguous().numpy()
-    lists = _label_lists(query_labels)
+    planes = _Planes(matrices, workers)
+    codes = matrices.query_code.to(torch.int8).contiguous().numpy()
+    starts, labels = _label_lists(matrices.query_labels)
 
     def count(rows: slice) -> None:
-        first, last = rows.start, rows.stop
         count_blocks(
-            planes.codes, planes.labels, planes.full, planes.empty, codes, *lists, first, last, items, relevant
+            planes.codes, planes.labels, planes.full, planes.empty, codes, starts, labels, rows.start, rows.stop,
+            items, relevant,
         )  # fmt: skip
 
     workers.share(count, len(codes))
     if len(planes.partial):
-        rows = torch.from_numpy(planes.partial)
-        _count_torch(
-            query_code, database_code[rows], query_labels, database_labels[rows], items, relevant, workers, device
-        )  # fmt: skip
+        _count_torch(matrices.of_items(torch.from_numpy(planes.partial)), items, relevant, workers, device)
 
 
-def _count_numpy(query_code, database_code, query_labels, database_labels, items, relevant, workers, device) -> None:
-    bits, grades = query_code.shape[1], relevant.shape[1]
-    is_full = (to_numpy(database_code) != 0).all(axis=1)
+def _count_numpy(matrices: Matrices, items: Integers, relevant: Integers, workers: _Workers, device: Device) -> None:
+    bits, grades = matrices.query_code.shape[1], relevant.shape[1]
+    is_full = (to_numpy(matrices.database_code) != 0).all(axis=1)
     full, rest = torch.from_numpy(np.flatnonzero(is_full)), torch.from_numpy(np.flatnonzero(~is_full))
-    if len(rest):  # rows never encoded, or in part: rare enough for the plain way
-        _count_torch(
-            query_code, database_code[rest], query_labels, database_labels[rest], items, relevant, workers, device
-        )  # fmt: skip
+    if len(rest):  # rows with zeros are rare enough for the slower engine
+        _count_torch(matrices.of_items(rest), items, relevant, workers, device)
+        matrices = matrices.of_items(full)
     if not len(full):
         return
-    if len(rest):
-        database_code, database_labels = database_code[full], database_labels[full]
+    query_code, database_code, query_labels, database_labels = matrices
     database, queries, used = pack_words(database_code), pack_words(query_code), pack_words(query_code != 0)
     offset = bits - (query_code != 0).sum(1).numpy()
     labels, asked = pack_words(database_labels), pack_words(query_labels)
@@ -228,7 +220,7 @@ def _count_numpy(query_code, database_code, query_labels, database_labels, items
     counts = np.empty((len(query_code), values), np.int64)
 
     def count(rows: slice) -> None:
-        # in place and without mixed types throughout: a conversion costs more than the counting
+        # In place and with one type throughout: a conversion costs more than the counting.
         distance = np.zeros((), key_type)
         for word, ask, use in zip(database, queries, used, strict=True):
             differ = word ^ ask[rows, None]
@@ -251,7 +243,7 @@ def _count_numpy(query_code, database_code, query_labels, database_labels, items
 
     workers.map(count, len(query_code), max(1, _PAIRS_PER_BLOCK["numpy"] // len(database_code)))
     by_share = counts.reshape(len(counts), bits + 1, grades + 1)
-    for start in np.unique(offset):  # a query's unused bits never differ: its distances start at half their number
+    for start in np.unique(offset):  # unused bits add half a unit each: distances start at half their number
         rows, differences = offset == start, bits + 1 - start
         places = slice(start, start + 2 * differences - 1, 2)
         items[rows, places] += by_share[rows, :differences].sum(2)
@@ -259,7 +251,7 @@ def _count_numpy(query_code, database_code, query_labels, database_labels, items
 
 
 def pack_words(rows: torch.Tensor) -> list[Words]:
-    """The signs of [n, K] numbers packed into words: one array [n] of the shortest type, or several of uint64."""
+    """The signs of [n, K] numbers as words: one array [n] of the shortest unsigned type, or several of uint64."""
     packed = np.packbits(to_numpy(rows) > 0, axis=1)
     size = next((size for size in (1, 2, 4, 8) if packed.shape[1] <= size), 8)
     words = -(-packed.shape[1] // size)
@@ -269,19 +261,20 @@ def pack_words(rows: torch.Tensor) -> list[Words]:
 
 
 def _at_least(counts: Integers) -> Integers:
-    """From counts [..., B, G+1] by number of shared labels to [..., G, B], counts of more than g shared labels."""
+    """Counts [..., B, G+1] by the number of shared labels → counts [..., G, B] of more than g shared labels."""
     return np.moveaxis(np.cumsum(counts[..., :0:-1], axis=-1)[..., ::-1], -1, -2)
 
 
-def _count_torch(query_code, database_code, query_labels, database_labels, items, relevant, workers, device) -> None:
+def _count_torch(matrices: Matrices, items: Integers, relevant: Integers, workers: _Workers, device: Device) -> None:
     device = torch.device("cpu" if device is None else device)
     bins, grades = items.shape[1], relevant.shape[1]
     values = bins * (grades + 1)
+    query_code, database_code, query_labels, database_labels = matrices
     codes, labels = _as_columns(database_code, device), _as_columns(database_labels, device)
     height = max(1, _PAIRS_PER_BLOCK.get(device.type, _PAIRS_PER_BLOCK["torch"]) // len(database_code))
-
-    def count(rows: slice) -> None:
-        # sums of few small integers: exact in float32, and in a GPU's shortened products too
+    for start in range(0, len(query_code), height):
+        rows = slice(start, start + height)
+        # Sums of few small integers: exact in float32, and in the shortened products of a GPU too.
         distance = query_code.shape[1] - query_code[rows].to(device, torch.float32) @ codes
         shared = (query_labels[rows].to(device, torch.float32) @ labels).clamp_(max=grades)
         key = distance.mul_(grades + 1).add_(shared).to(torch.int64)
@@ -290,46 +283,47 @@ def _count_torch(query_code, database_code, query_labels, database_labels, items
         items[rows] += counts.sum(2).cpu().numpy()
         relevant[rows] += _at_least(counts.cpu().numpy())
 
-    for start in range(0, len(query_code), height):
-        count(slice(start, min(start + height, len(query_code))))
+
+ENGINES = {"compiled": _count_compiled, "numpy": _count_numpy, "torch": _count_torch}
 
 
 def _as_columns(rows: torch.Tensor, device: torch.device) -> torch.Tensor:
     return rows.to(device, torch.float32).T
 
 
-def _rank_compiled(query_code, database_code, query_labels, database_labels, limit, workers):
-    """AP in stable order by two counts; None where a row is zero in part, which the bit slices do not order."""
-    from utils.hamming_compiled import rank_blocks
+def _rank_compiled(matrices: Matrices, limit: int, workers: _Workers) -> npt.NDArray[np.float64] | None:
+    """AP in stable order by two counts; None if a row is zero in part, which the bit slices cannot order."""
+    from utils.hamming_compiled import rank_blocks  # needs numba, which is optional
 
-    items = np.zeros((len(query_code), 2 * query_code.shape[1] + 1), np.int64)
-    relevant = np.zeros((len(query_code), 1, items.shape[1]), np.int64)
-    for rows in _chunks(database_code, database_labels, _MOST_ROWS):
-        _count_compiled(
-            query_code, database_code[rows], query_labels, database_labels[rows], items, relevant, workers, None
-        )
+    num_queries, bits = matrices.query_code.shape
+    items = np.zeros((num_queries, 2 * bits + 1), np.int64)
+    relevant = np.zeros((num_queries, 1, 2 * bits + 1), np.int64)
+    for rows in _chunks(matrices):
+        _count_compiled(matrices.of_items(rows), items, relevant, workers, None)
     next_rank = np.cumsum(items, axis=1) - items
     next_found = np.cumsum(relevant[:, 0], axis=1) - relevant[:, 0]
-    precisions, found = np.zeros(len(query_code)), np.zeros(len(query_code), np.int64)
-    codes, lists = query_code.to(torch.int8).contiguous().numpy(), _label_lists(query_labels)
-    for chunk in _chunks(database_code, database_labels, _MOST_ROWS):
-        planes = _Planes(database_code[chunk], database_labels[chunk], workers)
+    precisions, found = np.zeros(num_queries), np.zeros(num_queries, np.int64)
+    codes = matrices.query_code.to(torch.int8).contiguous().numpy()
+    starts, labels = _label_lists(matrices.query_labels)
+    for chunk in _chunks(matrices):
+        planes = _Planes(matrices.of_items(chunk), workers)
         if len(planes.partial):
             return None
 
         def rank(rows: slice, planes: _Planes = planes) -> None:
             rank_blocks(
-                planes.codes, planes.labels, planes.full, planes.empty, codes, *lists, rows.start, rows.stop,
+                planes.codes, planes.labels, planes.full, planes.empty, codes, starts, labels, rows.start, rows.stop,
                 limit, next_rank, next_found, precisions, found,
             )  # fmt: skip
 
-        workers.share(rank, len(codes))
+        workers.share(rank, num_queries)
     return precisions / np.maximum(found, 1)
 
 
-def _rank_sorted(query_code, database_code, query_labels, database_labels, limit, device, workers):
-    """AP in stable order by a stable sort of each query's distances."""
+def _rank_sorted(matrices: Matrices, limit: int, device: Device, workers: _Workers) -> npt.NDArray[np.float64]:
+    """AP in stable order by a stable sort of the distances of each query."""
     device = torch.device("cpu" if device is None else device)
+    query_code, database_code, query_labels, database_labels = matrices
     bits, num_items = query_code.shape[1], len(database_code)
     result = np.zeros(len(query_code))
     height = max(1, (1 << 22) // num_items)
@@ -340,11 +334,11 @@ def _rank_sorted(query_code, database_code, query_labels, database_labels, limit
         asked = query_labels[rows].to(device, torch.float32)
         distance = torch.empty(len(codes), num_items, dtype=torch.int16, device=device)
         hit = torch.empty(len(codes), num_items, dtype=torch.bool, device=device)
-        for chunk in _chunks(database_code, database_labels, _MOST_ROWS):
+        for chunk in _chunks(matrices):
             distance[:, chunk] = bits - codes @ _as_columns(database_code[chunk], device)
             hit[:, chunk] = asked @ _as_columns(database_labels[chunk], device) > 0
 
-        def rank(chosen: slice, distance=distance, hit=hit, start=start) -> None:
+        def rank(chosen: slice, distance: torch.Tensor = distance, hit: torch.Tensor = hit, start: int = start) -> None:
             for i in range(chosen.start, chosen.stop):
                 hits = hit[i][_stable_order(distance[i])[:limit]]
                 found = torch.nonzero(hits).flatten()

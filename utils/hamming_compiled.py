@@ -1,19 +1,25 @@
-"""Compiled counting by bit slices (imported only where numba is there; `utils.hamming` counts without it too).
+"""Compiled counting by bit slices. Needs numba; `utils.hamming` imports this module only where it is installed.
 
-The database is kept as bit planes, 64 items a word: plane k holds bit k of every item. A query's distances are then
-sums of planes, each flipped where the query's bit is +1, and the sums are had 64 items at a time by carry-save
-adders: a few logical operations a plane, which the compiler turns into vector instructions. The histogram follows by
-splitting the set of items along the bits of the sum and counting ones. No pair of a query and an item is ever held.
+The database is stored as bit planes, 64 items in a word: plane k holds bit k of every item. The distances to a query
+are sums of planes, each flipped where the bit of the query is +1. Carry-save adders sum them for 64 items at a time: a
+few logical operations for each plane, which the compiler turns into vector instructions. The histogram follows from
+splitting the set of items by the bits of the sum and counting ones. Nothing of the size queries × items is stored.
 
-Every loop below runs over `WORDS` words, a constant, so that the compiler knows the arrays' extents and vectorises.
+Every inner loop runs over `WORDS` words, a constant, so that the compiler knows the lengths of the arrays.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+import numpy.typing as npt
 from numba import njit
 
-WORDS = 64  # words a plane in one block
+Words = npt.NDArray[np.uint64]
+Integers = npt.NDArray[np.int64]
+
+WORDS = 64  # words of a plane in one block
 BLOCK = 64 * WORDS  # items in one block
 
 _ZERO, _ONE, _ONES = np.uint64(0), np.uint64(1), np.uint64(0xFFFFFFFFFFFFFFFF)
@@ -23,8 +29,8 @@ _M4, _H01 = np.uint64(0x0F0F0F0F0F0F0F0F), np.uint64(0x0101010101010101)
 
 
 @njit(nogil=True, inline="always")
-def _ones_in(x):
-    """Number of ones of a word. The compiler knows this form and emits the machine's own instruction."""
+def _ones_in(x: Any) -> Any:
+    """Number of ones in a uint64, as int64. The compiler knows this form and emits the machine's own instruction."""
     x = x - ((x >> _S1) & _M1)
     x = (x & _M2) + ((x >> _S2) & _M2)
     x = (x + (x >> _S4)) & _M4
@@ -32,13 +38,14 @@ def _ones_in(x):
 
 
 @njit(cache=True, nogil=True)
-def pack_planes(values, planes, full, empty):
+def pack_planes(values: npt.NDArray, planes: Words, full: Words, empty: Words) -> None:
     """Turn rows of numbers into bit planes.
 
     Args:
         values: [n, K]; a bit is set where a value is > 0.
         planes: uint64 [blocks, planes · WORDS], zero on entry, planes ≥ K: written.
-        full, empty: uint64 [blocks, WORDS], zero on entry: bit set for a row without a zero, of zeros only.
+        full: uint64 [blocks, WORDS], zero on entry: bits are set for rows without a zero.
+        empty: uint64 [blocks, WORDS], zero on entry: bits are set for rows of zeros.
     """
     columns = values.shape[1]
     words = np.empty(columns, np.uint64)
@@ -61,7 +68,7 @@ def pack_planes(values, planes, full, empty):
 
 
 @njit(nogil=True)
-def _add_four(planes, first, flip, use, low, carry, index):
+def _add_four(planes: Words, first: int, flip: Words, use: Words, low: Words, carry: Words, index: int) -> None:
     """Add four planes to two planes of running sums (weights 1 and 2 in `low`); the carry (weight 4) is a new plane."""
     f0, f1, f2, f3 = flip[first], flip[first + 1], flip[first + 2], flip[first + 3]
     u0, u1, u2, u3 = use[first], use[first + 1], use[first + 2], use[first + 3]
@@ -84,7 +91,7 @@ def _add_four(planes, first, flip, use, low, carry, index):
 
 
 @njit(nogil=True)
-def _sum_planes(planes, num_planes, flip, use, sums, scratch):
+def _sum_planes(planes: Words, num_planes: int, flip: Words, use: Words, sums: Words, scratch: Words) -> None:
     """Sum `num_planes` (a multiple of 4) planes item by item; bit j of the sums goes to sums[j·WORDS:(j+1)·WORDS]."""
     sums[:] = _ZERO
     remaining = num_planes // 4
@@ -103,10 +110,10 @@ def _sum_planes(planes, num_planes, flip, use, sums, scratch):
 
 
 @njit(nogil=True)
-def _split(root, sums, num_bits, lowest, largest, masks):
-    """Split the items of `root` by their sum without its `lowest` last bits; value v's items go to masks[v·WORDS:].
+def _split(root: Words, sums: Words, num_bits: int, lowest: int, largest: int, masks: Words) -> None:
+    """Split the items of `root` by their sum without its `lowest` last bits; those of value v go to masks[v·WORDS:].
 
-    No sum exceeds `largest`, so values beyond it get no mask.
+    No sum is larger than `largest`, so larger values get no mask.
     """
     masks[:WORDS] = root
     for j in range(num_bits - 1, lowest - 1, -1):
@@ -124,8 +131,8 @@ def _split(root, sums, num_bits, lowest, largest, masks):
 
 
 @njit(nogil=True)
-def _share_labels(labels, query_labels, shared):
-    """shared[g]: the items with more than g of the query's labels, for the len(shared) grades asked for."""
+def _share_labels(labels: Words, query_labels: Integers, shared: Words) -> None:
+    """Set shared[g] to the items with more than g of the labels of the query, for each of the len(shared) grades."""
     shared[:] = _ZERO
     for label in query_labels:
         plane = labels[label * WORDS : (label + 1) * WORDS]
@@ -137,8 +144,8 @@ def _share_labels(labels, query_labels, shared):
 
 
 @njit(nogil=True)
-def _flips(code, flip, use):
-    """How each plane is read: flipped where the query's bit is +1, not at all where it is 0. Returns the bits used."""
+def _flips(code: npt.NDArray[np.int8], flip: Words, use: Words) -> int:
+    """Set how each plane is read: flipped where the query has +1, unused where it has 0. Returns the bits used."""
     flip[:] = _ZERO
     use[:] = _ZERO
     used = 0
@@ -152,7 +159,7 @@ def _flips(code, flip, use):
 
 
 @njit(nogil=True)
-def _bit_length(largest):
+def _bit_length(largest: int) -> int:
     bits = 0
     while (1 << bits) <= largest:
         bits += 1
@@ -160,8 +167,8 @@ def _bit_length(largest):
 
 
 @njit(nogil=True)
-def _workspace(bits, grades):
-    """Scratch for one thread: sums, scratch, masks, shared, flip, use."""
+def _workspace(bits: int, grades: int) -> tuple[Words, Words, Words, Words, Words, Words]:
+    """Memory for one thread: sums, scratch, masks, shared, flip, use."""
     planes = (bits + 3) // 4 * 4
     sums = np.empty((_bit_length(bits) + 4) * WORDS, np.uint64)
     scratch = np.empty((2, (planes // 4 + 4) * WORDS), np.uint64)
@@ -171,14 +178,22 @@ def _workspace(bits, grades):
 
 
 @njit(cache=True, nogil=True)
-def count_blocks(planes, labels, full, empty, codes, label_start, label_index, first, last, items, relevant):
-    """Add the blocks' items to the histograms of queries first..last−1. Rows neither full nor empty are left out.
+def count_blocks(
+    planes: Words, labels: Words, full: Words, empty: Words, codes: npt.NDArray[np.int8],
+    label_start: Integers, label_index: Integers, first: int, last: int, items: Integers, relevant: Integers,
+) -> None:  # fmt: skip
+    """Add the items of the blocks to the histograms of queries first..last−1; rows that are zero in part are left out.
 
     Args:
-        planes: uint64 [blocks, P·WORDS], P = K rounded up to a multiple of 4. labels: uint64 [blocks, C·WORDS].
-        full, empty: uint64 [blocks, WORDS].
-        codes: int8 [Q, K]. label_start, label_index: int64 [Q+1] and [labels set], each query's labels.
-        items: int64 [Q, 2K+1], relevant: int64 [Q, G, 2K+1]: added to; relevant[:, g] counts more than g shared labels.
+        planes: uint64 [blocks, P·WORDS], P = K rounded up to a multiple of 4.
+        labels: uint64 [blocks, C·WORDS].
+        full, empty: uint64 [blocks, WORDS], the rows without a zero, and of zeros.
+        codes: int8 [Q, K].
+        label_start: int64 [Q+1], where the labels of each query start in `label_index`.
+        label_index: int64, the labels of all queries one after the other.
+        first, last: the queries.
+        items: int64 [Q, 2K+1]: added to.
+        relevant: int64 [Q, G, 2K+1]: added to; relevant[:, g] counts items with more than g shared labels.
     """
     bits = codes.shape[1]
     grades = relevant.shape[1]
@@ -224,8 +239,8 @@ def count_blocks(planes, labels, full, empty, codes, label_start, label_index, f
 
 
 @njit(nogil=True)
-def _add_counts(histogram, start, a0, a1, a2, a3):
-    """Counts of four neighbouring sums from those of the sets with (any, low, high, both) of the last two bits set."""
+def _add_counts(histogram: Integers, start: int, a0: int, a1: int, a2: int, a3: int) -> None:
+    """Add the counts of four successive sums, given those of the items with (any, low, high, both) last bits set."""
     counts = (a0 - a1 - a2 + a3, a1 - a3, a2 - a3, a3)
     for i in range(4):
         if start + 2 * i < len(histogram):  # beyond it nothing was counted
@@ -234,17 +249,19 @@ def _add_counts(histogram, start, a0, a1, a2, a3):
 
 @njit(cache=True, nogil=True)
 def rank_blocks(
-    planes, labels, full, empty, codes, label_start, label_index, first, last,
-    limit, next_rank, next_found, precisions, found,
-):  # fmt: skip
-    """Walk the blocks' relevant items in stable order, for queries first..last−1; every row is full or empty.
+    planes: Words, labels: Words, full: Words, empty: Words, codes: npt.NDArray[np.int8],
+    label_start: Integers, label_index: Integers, first: int, last: int, limit: int,
+    next_rank: Integers, next_found: Integers, precisions: npt.NDArray[np.float64], found: Integers,
+) -> None:  # fmt: skip
+    """Visit the relevant items of the blocks in stable order, for queries first..last−1; every row is full or empty.
 
-    Args: beside those of `count_blocks`,
-        limit: R; items ranked beyond it are left out.
-        next_rank: int64 [Q, 2K+1], items ranked before the next one at each distance: advanced.
-        next_found: int64 [Q, 2K+1], relevant items ranked before it: advanced.
-        precisions: float64 [Q], found: int64 [Q]: Σ of the precision at the ranks of the relevant items ranked ≤ R, and
-            their number: added to.
+    Args:
+        planes, labels, full, empty, codes, label_start, label_index, first, last: as for `count_blocks`.
+        limit: R; items ranked after it are left out.
+        next_rank: int64 [Q, 2K+1], items ranked before the next one at each distance: updated.
+        next_found: int64 [Q, 2K+1], relevant items ranked before it: updated.
+        precisions: float64 [Q], sum of the precision at the ranks of the relevant items ranked up to R: added to.
+        found: int64 [Q], their number: added to.
     """
     bits = codes.shape[1]
     num_planes = planes.shape[1] // WORDS

@@ -1,8 +1,8 @@
-"""Retrieval figures from histograms over Hamming distance: no sort, ties handled exactly.
+"""Retrieval metrics from histograms over Hamming distance: nothing is sorted, and ties are exact.
 
-Every function takes, a row a query, the number of database items and of relevant items at each distance,
-nearest first. Items at one distance are tied; figures are expectations over a uniformly random order inside each
-tie (McSherry & Najork, ECIR 2008; He, Lu & Sclaroff, CVPR 2018), or exact where no order matters.
+Each function takes the number of database items and of relevant items at each distance, nearest first, one row for each
+query. Items at the same distance are tied. The metrics are expectations over a uniformly random order of the tied items
+(McSherry & Najork, ECIR 2008; He, Lu & Sclaroff, CVPR 2018).
 """
 
 from __future__ import annotations
@@ -13,26 +13,25 @@ import numpy as np
 import numpy.typing as npt
 
 Counts = npt.NDArray[np.int64]
-Figures = npt.NDArray[np.float64]
+Floats = npt.NDArray[np.float64]
 
-# Below this many predecessors the harmonic series is tabulated; above it, five terms of its asymptotic series are
-# exact to float64.
+# Harmonic numbers below this index come from a table; above it, five terms of the asymptotic series are exact.
 _TABULATED = 64
 _EULER_GAMMA = 0.57721566490153286060651209008240243
 _HARMONIC_TABLE = np.concatenate([[0.0], np.cumsum(1.0 / np.arange(1, _TABULATED))])
-# Probability of the values of X left out of the hypergeometric sum: exp(-45) < 3e-20.
+# The probability of the values that the hypergeometric sum leaves out is below exp(-45) < 3e-20.
 _TAIL_EXPONENT = 45.0
 # Elements of one temporary array of the hypergeometric step (float64: 2 MiB).
 _HYPERGEOMETRIC_BLOCK = 1 << 18
 
 
 def cut(topk: int | None, num_items: int) -> int:
-    """The R of a figure @R: `topk`, or the whole database for None, for ≤ 0 and for ≥ `num_items`."""
+    """R of a metric @R: `topk`, or `num_items` for None, for 0 and less, and for more than `num_items`."""
     return num_items if topk is None or topk <= 0 else min(topk, num_items)
 
 
-def harmonic_difference(start: npt.ArrayLike, count: npt.ArrayLike) -> Figures:
-    """Σ_{j=1..count} 1/(start+j), elementwise, without the cancellation of a difference of two harmonic numbers.
+def harmonic_difference(start: npt.ArrayLike, count: npt.ArrayLike) -> Floats:
+    """Σ_{j=1..count} 1/(start+j), elementwise, float64; subtracting two harmonic numbers would lose digits.
 
     Uses H_m = γ + ln x + f(x), x = m + 1/2, f(x) = 1/(24x²) − 7/(960x⁴) + 31/(8064x⁶) − 127/(30720x⁸).
     """
@@ -43,32 +42,32 @@ def harmonic_difference(start: npt.ArrayLike, count: npt.ArrayLike) -> Figures:
     return np.where(start >= _TABULATED, far, near)
 
 
-def _harmonic_correction(x: Figures) -> Figures:
+def _harmonic_correction(x: Floats) -> Floats:
     inverse = 1.0 / (x * x)
     return inverse * (1 / 24 - inverse * (7 / 960 - inverse * (31 / 8064 - inverse * (127 / 30720))))
 
 
-def _harmonic(m: Figures) -> Figures:
+def _harmonic(m: Floats) -> Floats:
     table = _HARMONIC_TABLE[np.minimum(m, _TABULATED - 1).astype(np.int64)]
     x = m + 0.5
     return np.where(m < _TABULATED, table, _EULER_GAMMA + np.log(x) + _harmonic_correction(x))
 
 
-def expected_average_precision(items: Counts, relevant: Counts, topk: int | None = None) -> Figures:
-    """AP@R of each query, expected over the order inside ties.
+def expected_average_precision(items: Counts, relevant: Counts, topk: int | None = None) -> Floats:
+    """AP@R of each query, expected over the order of tied items.
 
     Args:
         items: int [Q, B], items at each distance, nearest first.
         relevant: int [Q, B], relevant items at each distance.
-        topk: R; None or ≤ 0 or beyond the database: all.
+        topk: R; None, ≤ 0 or more than the database: the whole database.
 
     Returns:
         float64 [Q]; 0 for a query without a relevant item in its first R.
 
-    Source: the closed form of McSherry & Najork for whole ties, summed over the hypergeometric law of the number of
-    relevant items kept where R falls inside a tie (docs/evaluation.md, "Expected average precision").
+    Source: the closed form of McSherry & Najork for whole ties; where R falls inside a tie, its mean over the
+    hypergeometric distribution of the number of relevant items kept (docs/evaluation.md, "Expected average precision").
     """
-    used = items.any(axis=0)  # distances at which no query has an item need no arithmetic
+    used = items.any(axis=0)  # skip distances at which no query has an item
     items, relevant = items[:, used], relevant[:, used]
     before = np.cumsum(items, axis=1) - items  # [Q, B], s
     relevant_before = np.cumsum(relevant, axis=1) - relevant  # [Q, B], R₀
@@ -78,7 +77,7 @@ def expected_average_precision(items: Counts, relevant: Counts, topk: int | None
     found = np.where(whole, relevant, 0).sum(axis=1)
     average = precisions / np.maximum(found, 1)
 
-    query, tie = np.nonzero(~whole & (before < limit))  # at most one tie a query straddles the cut
+    query, tie = np.nonzero(~whole & (before < limit))  # the tie that the cut divides: at most one for each query
     if len(query):
         average[query] = _expected_at_cut(
             items[query, tie], relevant[query, tie], limit - before[query, tie],
@@ -87,8 +86,8 @@ def expected_average_precision(items: Counts, relevant: Counts, topk: int | None
     return average
 
 
-def _tie_precision_sum(items: npt.NDArray, relevant: npt.NDArray, before: npt.NDArray, relevant_before: npt.NDArray):
-    """E[Σ precision] over the relevant items of a tie kept whole; 0 for an empty tie. All arguments alike in shape."""
+def _tie_precision_sum(items: Counts, relevant: Counts, before: Counts, relevant_before: Counts) -> Floats:
+    """E[Σ precision] over the relevant items of whole ties; 0 for an empty tie. All arguments have the same shape."""
     h1 = harmonic_difference(before, items)
     h2 = items - (before + 1) * h1
     others = (relevant - 1) / np.maximum(items - 1, 1)
@@ -96,18 +95,20 @@ def _tie_precision_sum(items: npt.NDArray, relevant: npt.NDArray, before: npt.ND
 
 
 def _expected_at_cut(
-    items: Counts, relevant: Counts, kept: Counts, before: Counts, relevant_before: Counts, precisions: Figures
-) -> Figures:
+    items: Counts, relevant: Counts, kept: Counts, before: Counts, relevant_before: Counts, precisions: Floats
+) -> Floats:
     """E[AP@R] of queries whose cut keeps `kept` of the `items` of a tie; all arguments [q].
 
-    X, the number of relevant items kept, is hypergeometric. Its probabilities are had from the mode outwards by the
-    ratio of neighbours, which loses no digits (log-gamma of 10⁵ would lose five), over the values that matter.
+    X, the number of relevant items kept, is hypergeometric. Its probabilities are computed from the mode outwards by
+    the ratio of neighbouring ones, as far as they matter. This loses no digits; log-gamma of 10⁵ would lose five.
     """
     smallest = np.minimum(np.minimum(kept, items - kept), np.minimum(relevant, items - relevant))
-    reach = np.ceil(np.sqrt(_TAIL_EXPONENT / 2 * smallest)).astype(np.int64) + 1  # Hoeffding, by the law's symmetries
+    reach = (
+        np.ceil(np.sqrt(_TAIL_EXPONENT / 2 * smallest)).astype(np.int64) + 1
+    )  # Hoeffding's bound, with the symmetries of X
     mode = (kept + 1) * (relevant + 1) // (items + 2)
     result = np.empty(len(items))
-    order = np.argsort(reach, kind="stable")  # queries of like reach share a block
+    order = np.argsort(reach, kind="stable")  # queries of similar reach share a block
     start = 0
     while start < len(order):
         stop = start + 1
@@ -136,11 +137,12 @@ def _expected_at_cut(
     return result
 
 
-def expected_within(items: Counts, weights: npt.NDArray, cutoffs: Sequence[int]) -> Figures:
+def expected_within(items: Counts, weights: npt.NDArray, cutoffs: Sequence[int]) -> Floats:
     """Expected total weight of the first N items of each ranking, for each N.
 
     Args:
-        items: int [Q, B]. weights: [Q, B], total weight of the items at each distance, e.g. how many are relevant.
+        items: int [Q, B], items at each distance, nearest first.
+        weights: [Q, B], total weight of the items at each distance, e.g. the number of relevant ones.
         cutoffs: the Ns.
 
     Returns:
@@ -151,27 +153,29 @@ def expected_within(items: Counts, weights: npt.NDArray, cutoffs: Sequence[int])
     return np.stack([(mean * np.clip(n - before, 0, items)).sum(axis=1) for n in cutoffs], axis=1)
 
 
-def within_radius(items: Counts, relevant: Counts) -> tuple[Figures, Figures, Counts]:
+def within_radius(items: Counts, relevant: Counts) -> tuple[Floats, Floats, Counts]:
     """Precision, recall and number of items within each Hamming radius.
 
     Args:
-        items, relevant: int [Q, 2K+1], bin j at distance j/2.
+        items: int [Q, 2K+1], items at each distance; bin j is distance j/2.
+        relevant: int [Q, 2K+1], relevant items at each distance.
 
     Returns:
-        precision (0 for an empty ball) and recall (0 for a query without a relevant item), float64 [Q, K+1], and the
-        number of items within radius 0..K, int64 [Q, K+1].
+        For radius 0..K: precision, float64 [Q, K+1], 0 where no item is within the radius; recall, float64 [Q, K+1],
+        0 for a query without a relevant item; number of items within the radius, int64 [Q, K+1].
     """
     inside, found = np.cumsum(items, axis=1)[:, ::2], np.cumsum(relevant, axis=1)[:, ::2]
     return found / np.maximum(inside, 1), found / np.maximum(found[:, -1:], 1), inside
 
 
-def expected_ndcg(items: Counts, graded: Counts, cutoffs: Sequence[int]) -> Figures:
-    """NDCG@N of each query, expected over the order inside ties.
+def expected_ndcg(items: Counts, graded: Counts, cutoffs: Sequence[int]) -> Floats:
+    """NDCG@N of each query, expected over the order of tied items.
 
     The gain of an item that shares g labels with the query is 2^g − 1, the discount of rank i is 1/log₂(1 + i).
 
     Args:
-        items: int [Q, B]. graded: int [Q, G, B]; graded[:, g] counts the items sharing more than g labels.
+        items: int [Q, B], items at each distance, nearest first.
+        graded: int [Q, G, B]; graded[:, g] counts the items that share more than g labels with the query.
         cutoffs: the Ns.
 
     Returns:

@@ -19,7 +19,8 @@ from utils.files import load_tensors, read_json
 
 CONFIG, METRICS, RESULTS, FAILURE = "config.json", "metrics.jsonl", "results.json", "failed.json"
 ROLES = ("query_code", "database_code", "query_targets", "database_targets")
-DATABASES = ("learned", "learned_filled", "network")  # the three database codes that results.json evaluates
+# The database codes that results.json evaluates. A symmetric method learns no codes: its rows have "network" alone.
+DATABASES = ("learned", "learned_filled", "network")
 
 
 # ---- Names of files ----
@@ -78,6 +79,8 @@ def read_config(folder: Path) -> dict[str, Any]:
 def read_results(folder: Path) -> list[dict[str, Any]]:
     """The rows of results.json, one for each finished code length; empty where there is no such file.
 
+    Each has row["map"]["network"], and the other `DATABASES` where the method learns database codes.
+
     Raises:
         UserError: the file is damaged.
     """
@@ -85,9 +88,13 @@ def read_results(folder: Path) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = read_json(path, list) if path.exists() else []
     for row in rows:
         try:
-            int(row["code_length"]), int(row["topk"]), [row["map"][kind]["expected"] + 0 for kind in DATABASES]
-        except (KeyError, TypeError, ValueError):
-            raise UserError(f"{path}: not the results of a run; restore the file.") from None
+            numbers = [row["code_length"], row["topk"], row["map"]["network"]["expected"]]
+            numbers += [row["map"][kind]["expected"] for kind in DATABASES if kind in row["map"]]
+            complete = all(isinstance(number, int | float) for number in numbers)
+        except (KeyError, TypeError):
+            complete = False
+        if not complete:
+            raise UserError(f"{path}: not the results of a run; restore the file.")
     return rows
 
 

@@ -1,4 +1,4 @@
-"""`python -m reports evaluate` on folders and files as runs and other projects leave them."""
+"""`python -m reports evaluate` on the folder of a run and on code files of other projects."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from reports.evaluate import evaluate_set, main, order_sensitivity
+from reports.evaluate import evaluate_set, main, order_sensitivity, table
 from tests.naive_ranking import make_case
-from utils.errors import UserError
 from utils.evaluate import evaluate_codes, mean_average_precision
-from utils.runs import ROLES, find_code_sets, load_code_set
+from utils.runs import ROLES, find_code_sets
 
 
 def save_codes(folder, case, *, bits=12, name="digits-{}bits-0.5000"):
@@ -25,7 +24,7 @@ def save_codes(folder, case, *, bits=12, name="digits-{}bits-0.5000"):
 
 @pytest.fixture
 def run_folder(tmp_path):
-    """Two code lengths, the longer first, and results.json as a run writes it."""
+    """The folder of a run with two code lengths, the longer first."""
     rows = []
     for bits in (24, 12):
         case = make_case(bits, bits=bits, zeros="rows")
@@ -34,7 +33,7 @@ def run_folder(tmp_path):
         rows.append(
             {
                 "method": "main_mmasia", "dataset": "digits", "code_length": bits, "seed": 999, "topk": 30,
-                "map": {"learned": {"expected": last, "stable": last}},
+                "map": {"learned": {"expected": last, "stable": last}, "network": {"expected": 0.1234, "stable": 0.1}},
                 "best": {"iteration": 3, "expected": 0.9876},
             }
         )  # fmt: skip
@@ -61,6 +60,13 @@ def test_a_run_folder_with_several_code_lengths(run_folder, capsys):
     assert f"{reports[0]['map']['expected']:.4f}" in output
 
 
+def test_a_link_is_written_and_not_replaced(run_folder, tmp_path):
+    link, target = tmp_path / "link.json", tmp_path / "target.json"  # /dev/stdout is a link, too
+    link.symlink_to(target)
+    assert main([str(run_folder), "--json", str(link)]) == 0
+    assert link.is_symlink() and len(json.loads(target.read_text())) == 2
+
+
 def test_topk_on_the_command_line_wins(run_folder, tmp_path):
     target = tmp_path / "all.json"
     assert main([str(run_folder), "--topk", "-1", "--json", str(target)]) == 0
@@ -80,17 +86,26 @@ def test_four_files_of_another_project(tmp_path, capsys):
     assert "last mAP" not in capsys.readouterr().out
 
 
-def test_class_numbers_become_one_hot(tmp_path):
+def test_class_numbers_are_evaluated_as_one_hot_rows(tmp_path):
     case = make_case(4)
     numbers = [torch.arange(len(labels)) % 3 for labels in case[2:]]
     save_codes(tmp_path, [*case[:2], *numbers], name="a")
     (code_set,) = find_code_sets([tmp_path])
-    assert [tuple(tensor.shape) for tensor in load_code_set(code_set)[2:]] == [(6, 3), (150, 3)]
     report = evaluate_set(code_set, topk=None)
     assert report["map"]["expected"] == mean_average_precision(*case[:2], *[torch.eye(3)[n] for n in numbers])
-    save_codes(tmp_path, [*case[:2], numbers[0] - 1, numbers[1]], name="a")
-    with pytest.raises(UserError, match="0 or more"):
-        load_code_set(code_set)
+
+
+def test_a_run_of_a_method_that_learns_no_codes(run_folder):
+    rows = json.loads((run_folder / "results.json").read_text())
+    for row in rows:
+        row["map"].pop("learned")
+        row.pop("best")
+    (run_folder / "results.json").write_text(json.dumps(rows))
+    report = evaluate_set(find_code_sets(sorted(run_folder.glob("digits-12bits*")))[0], topk=None)
+    assert report["run"] == {"map": {"network": {"expected": 0.1234, "stable": 0.1}}, "topk": 30}
+    lines = [line.split() for line in table([report]).splitlines()]
+    assert ["last", "mAP", "of", "the", "run,", "network's", "codes", "0.1234"] in lines
+    assert not any(line[:5] == ["last", "mAP", "of", "the", "run,"] and "expected" in line for line in lines)
 
 
 def test_order_sensitivity_shows_what_a_sorted_database_does():
@@ -118,12 +133,16 @@ def refuse(arguments, capsys, *texts):
 def test_bad_paths_are_refused(run_folder, tmp_path, capsys):
     empty = tmp_path / "empty"
     empty.mkdir()
-    refuse([empty], capsys, empty, "holds no code files")
-    refuse([tmp_path / "absent"], capsys, "absent", "name one run folder")
+    refuse([empty], capsys, empty, "has no code files")
+    refuse([tmp_path / "absent"], capsys, "absent", "name the folder of one run")
     refuse([tmp_path / "x-query_code.t"], capsys, "no such file")
     files = sorted(run_folder.glob("digits-12bits*.t"))
     refuse(files[:3], capsys, "missing", "give all four")
-    refuse([run_folder, "--json", empty], capsys, "--json", "cannot be written")
+    refuse([run_folder, "--json", empty], capsys, "--json", "is a folder; name a file")
+    refuse([run_folder, "--json", tmp_path / "no" / "x.json"], capsys, "--json", "there is no folder")
+    refuse([run_folder, "--topk", "many"], capsys, "--topk", "whole number")
+    refuse([], capsys, "PATH", "--help lists the flags")
+
     refuse([run_folder, "--device", "tpu"], capsys, "--device tpu")
 
 
@@ -131,9 +150,9 @@ def test_bad_files_are_refused(run_folder, capsys):
     path = next(run_folder.glob("digits-12bits*-query_code.t"))
     content = path.read_bytes()
     path.write_bytes(content[: len(content) // 2])
-    refuse([run_folder], capsys, path, "cannot be read as a tensor")
+    refuse([run_folder], capsys, path, "damaged, or not a tensor")
     path.write_bytes(b"")
-    refuse([run_folder], capsys, path, "cannot be read as a tensor")
+    refuse([run_folder], capsys, path, "damaged, or not a tensor")
     torch.save({"codes": 1}, path)
     refuse([run_folder], capsys, path, "holds a dict")
     torch.save(torch.zeros(6, 5), path)
@@ -155,24 +174,19 @@ def test_nothing_is_run_by_reading_a_file(run_folder, capsys, monkeypatch, save)
     monkeypatch.chdir(run_folder)
     path = next(run_folder.glob("digits-24bits*-database_targets.t"))
     save(Payload(), path)
-    refuse([run_folder], capsys, path, "cannot be read as a tensor")
+    refuse([run_folder], capsys, path, "damaged, or not a tensor")
     assert not (run_folder / "written-by-a-pickle").exists()
 
 
 def test_figures_are_drawn_beside_the_files(run_folder, capsys):
-    pytest.importorskip("reports.figures", reason="no figures module")
-    before = set(run_folder.iterdir())
     assert main([str(run_folder), "--figures"]) == 0
-    assert set(run_folder.iterdir()) > before
-
-
-def test_figures_without_matplotlib_say_so(run_folder, capsys, monkeypatch):
-    monkeypatch.setitem(sys.modules, "reports.figures", None)
-    refuse([run_folder, "--figures"], capsys, "--figures", "install matplotlib")
+    names = ["precision-recall.png", "precision-at-n.png", "ndcg-at-n.png"]
+    assert capsys.readouterr().out.split()[-3:] == [str(run_folder / "figures" / name) for name in names]
+    assert sorted(path.name for path in (run_folder / "figures").iterdir()) == sorted(names)
 
 
 def test_the_command_as_a_user_types_it(run_folder):
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     done = subprocess.run(
         [sys.executable, "-m", "reports", "evaluate", str(run_folder)],
         cwd=root,

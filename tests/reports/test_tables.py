@@ -1,19 +1,23 @@
-"""Tables are made from committed figures: README and CSV must agree, every run is found, p values are known ones."""
+"""Tables: README and CSV agree, every run is found, and p values are known ones."""
 
 import csv
 import json
 import re
+import signal
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
 import pytest
 
 from reports import tables
+from reports.__main__ import main as dispatch
 from reports.rendering import Table, latex_text
 from reports.significance import paired
 from training.settings import Settings
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def test_the_readme_holds_the_table_of_the_csv():
@@ -24,13 +28,13 @@ def test_the_readme_holds_the_table_of_the_csv():
 def write_run(folder, seed, learned, code_length=8, method="main_tomm", dataset="digits", **settings):
     """The two files of a finished run that tables read; `network` is always 0.1 below `learned`."""
     folder.mkdir(parents=True)
-    figures = {
+    maps = {
         kind: {"expected": value, "stable": value / 2}
         for kind, value in (("learned", learned), ("learned_filled", learned), ("network", learned - 0.1))
     }
     made = Settings.for_dataset(dataset, method=method, seed=seed, code_length=(code_length,), **settings)
     row = {"method": method, "dataset": dataset, "code_length": code_length, "seed": seed, "iterations": made.max_iter}
-    row |= {"topk": made.topk, "seconds": 10 * seed, "map": figures, "best": {"iteration": 1, "expected": learned}}
+    row |= {"topk": made.topk, "seconds": 10 * seed, "map": maps, "best": {"iteration": 1, "expected": learned}}
     config = {"settings": made.as_json(), "commit": {"hash": "0123456789abcdef", "dirty": True}}
     config |= {"versions": {"torch": "2.14"}, "device": "cpu", "command": "python run.py"}
     (folder / "results.json").write_text(json.dumps([row]))
@@ -134,6 +138,60 @@ def test_latex_is_escaped_and_whole(logs, capsys):
     assert r"| a\|b |" in Table("", ["h"], [["a|b"]], "").markdown()
 
 
+def test_methods_that_learn_no_codes_have_empty_cells(logs, tmp_path, capsys):
+    for seed in (1, 2):
+        write_run(logs / f"csq-{seed}", seed, 0.4 + 0.1 * seed, method="csq")
+        path = logs / f"csq-{seed}" / "results.json"
+        (row,) = json.loads(path.read_text())
+        row["map"] = {"network": row["map"]["network"]}
+        del row["best"]
+        path.write_text(json.dumps([row]))
+    printed = output_of(capsys, logs, tmp_path / "metrics.csv", "--layout", "long")
+    assert "| digits | csq | 8 | 9 | 2 (1, 2) |  |  | 0.4500 ± 0.0707 | 15 |" in printed
+    assert output_of(capsys, tmp_path / "metrics.csv", "--layout", "long") == printed
+    row = next(row for row in tables.read_csv(tmp_path / "metrics.csv") if row["method"] == "csq")
+    assert set(row) == set(tables.FIELDS) and row["network_expected"] == "0.400000"
+    empty = {"learned_expected", "learned_stable", "learned_filled_expected", "learned_filled_stable"}
+    assert {field for field in row if row[field] == ""} == empty | {"best", "best_iteration", "settings"}
+    wide = output_of(capsys, logs)
+    assert "| csq | network | 2 | 0.4500 ± 0.0707 |  |" in wide and "| csq | learned" not in wide
+    printed = output_of(capsys, logs, "--compare", "--variants", "csq", "main_tomm", "--codes", "network")
+    assert line_of(printed, "digits", "main_tomm − csq", "8")[3:5] == ["2", "+0.0500 ± 0.0707"]
+    assert "csq" not in output_of(capsys, logs, "--compare")
+    assert tables.main([str(logs), "--compare", "--variants", "csq", "main_tomm"]) == 2
+    assert "nothing to compare by learned codes" in capsys.readouterr().err
+
+
+def test_a_csv_without_the_metric_of_the_network_is_damaged(logs, tmp_path, capsys):
+    path = tmp_path / "metrics.csv"
+    output_of(capsys, logs / "tomm-1", "-o", path)
+    path.write_text(path.read_text().replace("0.400000", ""))
+    assert tables.main([str(path)]) == 2
+    assert f"{path}: row 1 is damaged" in capsys.readouterr().err
+
+
+def test_a_reader_that_closes_the_pipe_ends_the_command_quietly(logs):
+    command = [sys.executable, "-m", "reports", "tables", str(logs)]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdout.close()  # before anything is printed, as `head` does after its first lines
+    assert process.stderr.read() == ""
+    assert process.wait(timeout=120) == 128 + signal.SIGPIPE
+
+
+def test_commands_are_listed(capsys):
+    assert dispatch(["--help"]) == 0
+    output = capsys.readouterr().out
+    assert all(f"\n  {name} " in output for name in ("evaluate", "figures", "tables"))
+    for arguments in ([], ["table"]):
+        assert dispatch(arguments) == 2
+        error = capsys.readouterr().err
+        assert "choose from evaluate, figures, tables" in error and error.count("\n") == 1
+    for name in ("evaluate", "figures", "tables"):
+        assert dispatch([name]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith(f"python -m reports {name}: ") and error.count("\n") == 1
+
+
 def line_of(printed, *cells):
     (line,) = [line for line in printed.splitlines() if line.startswith("| " + " | ".join(cells) + " |")]
     return [cell.strip() for cell in line.strip("|").split("|")]
@@ -184,7 +242,7 @@ def test_zero_and_tied_differences():
         paired([0.1], [0.1, 0.2])
 
 
-def test_two_runs_of_a_seed_are_said_and_not_compared(logs, capsys):
+def test_two_runs_of_a_seed_are_named_and_not_compared(logs, capsys):
     write_run(logs / "again", 2, 0.71)
     assert "More than one run of the same seed: main_tomm, 8 bits, seed 2." in output_of(capsys, logs)
     assert tables.main([str(logs), "--compare"]) == 2
@@ -197,27 +255,28 @@ def test_a_failed_cell_is_named(logs, capsys):
     (logs / "tomm-1" / "failed.json").write_text("{}")
     assert tables.main([str(logs)]) == 0
     error = capsys.readouterr().err
-    assert f"{logs / 'cell'}: failed, and is in no table" in error and "tomm-1" not in error
+    assert f"{logs / 'cell'}: this run has failed" in error and "tomm-1" not in error
 
 
 REFUSALS = [
     ([], None, "required: SOURCE"),
     (["nowhere"], None, "nowhere: there is no such folder or CSV file"),
-    (["empty"], None, "empty: no finished run is there"),
+    (["empty"], None, "empty: there is no finished run"),
     (["logs", "--colour"], None, "unrecognized arguments: --colour"),
     (["logs", "--variants", "a", "b"], None, "add --compare"),
     (["logs", "--compare", "--variants", "main_tomm", "other"], None, "there is no 'other'; there are 'main_mmasia', "),
-    (["logs/tomm-1", "--compare"], None, "nothing to compare among 'main_tomm'"),
-    (["logs", "-o", "no/where.csv"], None, "no/where.csv: cannot be written"),
+    (["logs/tomm-1", "--compare"], None, "nothing to compare by learned codes among 'main_tomm'"),
+    (["logs", "-o", "no/where.csv"], None, "--output no/where.csv: there is no folder no"),
     (["logs"], ("results.json", "{"), "results.json: cannot be read as JSON"),
     (["logs"], ("results.json", "[{}]"), "results.json: not the results of a run"),
-    (["logs"], ("config.json", "{}"), "results.json: not the results of a run"),
+    (["logs"], ("config.json", "{}"), "config.json: holds no settings of a run"),
+    (["logs"], ("config.json", '{"settings": {"dataset": "digits"}}'), "results.json: not the results of a run"),
     (["logs/tomm-1/config.json"], None, "has no column 'method'"),
 ]
 
 
 @pytest.mark.parametrize(("arguments", "damaged", "message"), REFUSALS, ids=[str(case[:2]) for case in REFUSALS])
-def test_what_cannot_be_tabled_is_one_sentence(arguments, damaged, message, logs, tmp_path, monkeypatch, capsys):
+def test_bad_input_is_one_line(arguments, damaged, message, logs, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     if damaged:

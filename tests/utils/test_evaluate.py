@@ -1,4 +1,4 @@
-"""The figures: against loops written from the definitions, and their expectation against shuffled databases."""
+"""The metrics against loops written from the definitions, and their expectation against shuffled databases."""
 
 from __future__ import annotations
 
@@ -212,7 +212,7 @@ def test_arrays_and_tensors_give_the_same():
 
 
 @pytest.mark.parametrize("engine", ["compiled", "numpy", "torch"])
-def test_every_way_to_count_gives_the_same_figures(engine, monkeypatch):
+def test_every_engine_gives_the_same_metrics(engine, monkeypatch):
     pytest.importorskip("numba" if engine == "compiled" else "numpy")
     case = make_case(6, queries=20, database=5000, bits=32, zeros="rows")
     expected = evaluate_codes(*case, topk=700)
@@ -223,7 +223,7 @@ def test_every_way_to_count_gives_the_same_figures(engine, monkeypatch):
 
 
 def naive_report(case, cutoffs, times=400):
-    """precision@N, recall@N and NDCG@N as means over shuffles of a sorted list, radius figures by a loop."""
+    """precision@N, recall@N and NDCG@N as means over shuffles of a sorted list, metrics within a radius by a loop."""
     query_code, database_code, query_labels, database_labels = (tensor.numpy() for tensor in case)
     bits = query_code.shape[1]
     distance = (bits - query_code @ database_code.T) / 2
@@ -297,7 +297,7 @@ def test_single_label_report_has_no_ndcg_and_is_json():
     assert again["precision_recall"]["recall"][-1] == 1.0
 
 
-def test_blocks_of_queries_do_not_change_the_figures(monkeypatch):
+def test_blocks_of_queries_do_not_change_the_metrics(monkeypatch):
     case = make_case(12, queries=30, zeros="everywhere")
     expected, values = evaluate_codes(*case), average_precision(*case)
     monkeypatch.setattr("utils.hamming._HISTOGRAM_BYTES", 2000)  # a few queries a block
@@ -308,7 +308,7 @@ def test_blocks_of_queries_do_not_change_the_figures(monkeypatch):
     assert report["zero_rows"] == expected["zero_rows"]
 
 
-def test_figures_of_one_histogram_by_hand():
+def test_metrics_of_one_histogram_by_hand():
     items, relevant = np.array([[2, 0, 1, 0, 1]]), np.array([[1, 0, 0, 0, 1]])  # K = 2: distances 0, 1, 2
     np.testing.assert_allclose(expected_within(items, relevant, [1, 2, 3, 4]), [[0.5, 1, 1, 2]])
     precision, recall, inside = within_radius(items, relevant)

@@ -1,4 +1,4 @@
-"""Counting by distance: all three ways against a loop over pairs, and against each other."""
+"""Counting by distance: all three engines against a loop over pairs, and against each other."""
 
 from __future__ import annotations
 
@@ -13,7 +13,15 @@ import torch
 
 from tests.naive_ranking import count_pairs, make_case, sort_and_average
 from utils import hamming
-from utils.hamming import ENGINES, count_by_distance, default_engine, pack_words, query_blocks, stable_average_precision
+from utils.hamming import (
+    ENGINES,
+    Matrices,
+    count_by_distance,
+    default_engine,
+    pack_words,
+    query_blocks,
+    stable_average_precision,
+)
 
 HAS_NUMBA = importlib.util.find_spec("numba") is not None
 AVAILABLE = [
@@ -27,6 +35,28 @@ AVAILABLE = [
     for engine in ENGINES
 ]
 ZEROS = ("none", "rows", "bits", "queries", "everywhere")
+
+
+def count(case, engine, *, grades=1):
+    """`count_by_distance` with a given engine."""
+    with pytest.MonkeyPatch.context() as context:
+        context.setattr(hamming, "default_engine", lambda *_: engine)
+        return count_by_distance(Matrices(*case), grades=grades)
+
+
+def rank(case, limit, engine):
+    """`stable_average_precision` with a given engine."""
+    with pytest.MonkeyPatch.context() as context:
+        context.setattr(hamming, "default_engine", lambda *_: engine)
+        return stable_average_precision(Matrices(*case), limit)
+
+
+@pytest.fixture
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("engine", AVAILABLE)
@@ -45,7 +75,7 @@ ZEROS = ("none", "rows", "bits", "queries", "everywhere")
 )
 def test_counts_are_those_of_a_loop_over_pairs(engine, zeros, bits, classes, database, grades):
     case = make_case(bits, bits=bits, classes=classes, database=database, zeros=zeros)
-    items, relevant = count_by_distance(*case, grades=grades, engine=engine)
+    items, relevant = count(case, engine, grades=grades)
     expected_items, expected_relevant = count_pairs(*case, grades)
     np.testing.assert_array_equal(items, expected_items)
     np.testing.assert_array_equal(relevant, expected_relevant)
@@ -58,22 +88,23 @@ def test_stable_order_is_that_of_a_stable_sort(engine, zeros, bits):
     case = make_case(bits, bits=bits, zeros=zeros)
     for limit in (1, 7, 149, 150):
         expected = sort_and_average(*case, limit)
-        np.testing.assert_allclose(stable_average_precision(*case, limit, engine=engine), expected, rtol=0, atol=1e-12)
+        np.testing.assert_allclose(rank(case, limit, engine), expected, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("engine", AVAILABLE)
 @pytest.mark.parametrize("threads", [1, 2])
-def test_counts_do_not_depend_on_chunks_or_threads(engine, threads, monkeypatch):
+def test_counts_do_not_depend_on_chunks_or_threads(engine, threads, monkeypatch, two_threads):
+    torch.set_num_threads(threads)
     case = make_case(3, queries=9, database=9000, bits=24, zeros="everywhere")
-    whole, in_order = count_by_distance(*case, engine="torch"), sort_and_average(*case, 5000)
+    whole, in_order = count(case, "torch"), sort_and_average(*case, 5000)
     monkeypatch.setattr(hamming, "_NUMBERS_PER_CHUNK", 1)  # three chunks of at most 4096 rows
-    items, relevant = count_by_distance(*case, engine=engine, threads=threads)
+    items, relevant = count(case, engine)
     np.testing.assert_array_equal(items, whole[0])
     np.testing.assert_array_equal(relevant, whole[1])
-    averages = stable_average_precision(*case, 5000, engine=engine, threads=threads)
+    averages = rank(case, 5000, engine)
     np.testing.assert_allclose(averages, in_order, rtol=0, atol=1e-12)
     case[1][(case[1] == 0).any(1)] = 0  # now no row is zero in part: the bit slices rank across chunks themselves
-    averages = stable_average_precision(*case, 5000, engine=engine, threads=threads)
+    averages = rank(case, 5000, engine)
     np.testing.assert_allclose(averages, sort_and_average(*case, 5000), rtol=0, atol=1e-12)
 
 
@@ -81,9 +112,9 @@ def test_counts_do_not_depend_on_chunks_or_threads(engine, threads, monkeypatch)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.int64, torch.int8, torch.bfloat16, torch.float16])
 def test_any_number_type_counts_alike(engine, dtype):
     case = make_case(5, zeros="rows")
-    expected = count_by_distance(*case, engine="torch")
+    expected = count(case, "torch")
     converted = [tensor.to(dtype) for tensor in case[:2]] + [tensor.bool() for tensor in case[2:]]
-    items, relevant = count_by_distance(*converted, engine=engine)
+    items, relevant = count(converted, engine)
     np.testing.assert_array_equal(items, expected[0])
     np.testing.assert_array_equal(relevant, expected[1])
 
@@ -91,8 +122,8 @@ def test_any_number_type_counts_alike(engine, dtype):
 @pytest.mark.parametrize("engine", AVAILABLE)
 def test_views_that_are_not_contiguous_count_alike(engine):
     case = make_case(6, zeros="rows")
-    expected = count_by_distance(*case, engine="torch")
-    items, relevant = count_by_distance(*[tensor.T.contiguous().T for tensor in case], engine=engine)
+    expected = count(case, "torch")
+    items, relevant = count([tensor.T.contiguous().T for tensor in case], engine)
     np.testing.assert_array_equal(items, expected[0])
     np.testing.assert_array_equal(relevant, expected[1])
 
@@ -100,7 +131,7 @@ def test_views_that_are_not_contiguous_count_alike(engine):
 @pytest.mark.skipif(not HAS_NUMBA, reason="reads the source of the compiled counting")
 @pytest.mark.parametrize("zeros", ZEROS)
 def test_compiled_code_means_what_it_says_as_plain_python(zeros, monkeypatch):
-    """The same source, run by the interpreter: what was compiled is not only right by the compiler's grace."""
+    """The same source, run by the interpreter, gives the same counts."""
     import numba
 
     path = Path(hamming.__file__).with_name("hamming_compiled.py")
@@ -113,8 +144,8 @@ def test_compiled_code_means_what_it_says_as_plain_python(zeros, monkeypatch):
     monkeypatch.setitem(sys.modules, "utils.hamming_compiled", plain)
     case = make_case(7, queries=3, database=70, bits=9, classes=3, zeros=zeros)
     with np.errstate(over="ignore"):  # counting ones multiplies modulo 2**64
-        items, relevant = count_by_distance(*case, grades=2, engine="compiled", threads=1)
-        averages = [stable_average_precision(*case, limit, engine="compiled", threads=1) for limit in (5, 70)]
+        items, relevant = count(case, "compiled", grades=2)
+        averages = [rank(case, limit, "compiled") for limit in (5, 70)]
     expected = count_pairs(*case, 2)
     np.testing.assert_array_equal(items, expected[0])
     np.testing.assert_array_equal(relevant, expected[1])
@@ -123,12 +154,12 @@ def test_compiled_code_means_what_it_says_as_plain_python(zeros, monkeypatch):
 
 
 @pytest.mark.parametrize("engine", [parameter for parameter in AVAILABLE if parameter.values[0] != "torch"])
-def test_memory_does_not_grow_as_queries_times_database(engine):
+def test_memory_does_not_grow_as_queries_times_database(engine, two_threads):
     case = make_case(8, queries=400, database=100_000, bits=16, classes=10)  # 40 M pairs
-    count_by_distance(*[tensor[:10] for tensor in case], engine=engine)
+    count([tensor[:10] for tensor in case], engine)
     tracemalloc.start()
     try:
-        count_by_distance(*case, engine=engine, threads=2)
+        count(case, engine)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -157,7 +188,13 @@ def test_engine_is_chosen_by_device_size_and_what_is_installed(monkeypatch):
 
 
 def test_query_blocks_cover_every_query_once():
-    blocks = list(query_blocks(10_000, 128, 4))
-    assert [block.start for block in blocks[1:]] == [block.stop for block in blocks[:-1]]
-    assert (blocks[0].start, blocks[-1].stop) == (0, 10_000)
-    assert len(blocks) > 1
+    matrices = Matrices(*make_case(1, queries=10_000, database=2, bits=128))
+    blocks = list(query_blocks(matrices, 4))
+    slices = [rows for rows, _ in blocks]
+    assert [rows.start for rows in slices[1:]] == [rows.stop for rows in slices[:-1]]
+    assert (slices[0].start, slices[-1].stop) == (0, 10_000)
+    assert len(slices) > 1
+    for rows, part in blocks:
+        assert torch.equal(part.query_code, matrices.query_code[rows])
+        assert torch.equal(part.query_labels, matrices.query_labels[rows])
+        assert part.database_code is matrices.database_code

@@ -1,0 +1,41 @@
+"""The style of figures: series that differ without colour, no effect of a matplotlibrc, the same bytes every time."""
+
+import matplotlib
+import pytest
+
+from plots import curves, style
+from utils.errors import UserError
+
+
+def test_no_two_series_look_alike_even_without_colour():
+    styles = [style.series_style(index) for index in range(40)]
+    assert len({(one["marker"], str(one["linestyle"])) for one in styles}) == 40
+
+
+def test_a_users_matplotlibrc_changes_nothing_and_is_left_alone(tmp_path):
+    named = {"A": [{"precision": [1.0, 0.5], "recall": [0.1, 1.0]}]}
+    plain = curves.precision_recall_figure(tmp_path / "plain.png", named, "digits").read_bytes()
+    with matplotlib.rc_context({"font.size": 20, "axes.facecolor": "red", "savefig.dpi": 30}):
+        other = curves.precision_recall_figure(tmp_path / "other.png", named, "digits").read_bytes()
+        assert matplotlib.rcParams["font.size"] == 20
+    assert plain == other
+
+
+@pytest.mark.parametrize("ending", ["png", "pdf"])
+def test_the_same_data_give_the_same_bytes(ending, tmp_path, monkeypatch):
+    series = {"A": {12: [0.5, 0.6], 32: [0.7, 0.8]}}
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1000000000")  # the day that matplotlib would write into the file
+    first = curves.map_figure(tmp_path / f"a.{ending}", series).read_bytes()
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "2000000000")
+    second = curves.map_figure(tmp_path / f"b.{ending}", series).read_bytes()
+    assert first == second
+    assert first.startswith({"png": b"\x89PNG", "pdf": b"%PDF"}[ending])
+
+
+def test_a_figure_of_another_format_or_in_a_file_is_refused(tmp_path):
+    series = {"A": {12: [0.5]}}
+    with pytest.raises(UserError, match="written as png or pdf"):
+        curves.map_figure(tmp_path / "a.gif", series)
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(UserError, match="could not be written"):
+        curves.map_figure(tmp_path / "file" / "a.png", series)
