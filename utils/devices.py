@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-from typing import Any
 
 import torch
-from torch import nn
 
 from utils.errors import UserError
 
@@ -45,25 +43,3 @@ def keep_freed_memory() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
         return bool(mallopt(_M_MMAP_MAX, 0) and mallopt(_M_TRIM_THRESHOLD, 2**31 - 1))
     return False
-
-
-class Precision:
-    """Calls a network in the precision of `--precision`; its outputs come back as float32.
-
-    Args:
-        precision: "float32" calls it as it is; "bfloat16" under torch.autocast: matrix products and convolutions in
-            bfloat16, weights, losses and optimisers in float32.
-        device: where the networks lie.
-    """
-
-    def __init__(self, precision: str, device: torch.device) -> None:
-        self.autocast = precision == "bfloat16"
-        self.device = device
-
-    def __call__(self, network: nn.Module, *inputs: torch.Tensor) -> Any:
-        """The network's outputs, a tuple of tensors."""
-        if not self.autocast:
-            return network(*inputs)
-        with torch.autocast(self.device.type, torch.bfloat16):
-            outputs = network(*inputs)
-        return tuple(output.float() for output in outputs)
