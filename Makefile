@@ -1,6 +1,8 @@
-# make run    on a fresh machine: environment, then both variants on the embedded digits, 32 bits
-# make test   on a fresh machine: environment, then all tests
-# make check  style and types
+# make run    train both variants on the embedded digits, 32 bits
+# make test   all tests, with coverage
+# make check  style, format and types
+# make clean  remove the environment and the caches of the tools
+# Each target first creates the environment .venv if it is missing.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -19,8 +21,8 @@ check: $(VENV)/.ready
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# An environment that stands already is used as it is: pip only adds what is missing.
-$(VENV)/.ready: requirements.txt requirements-dev.txt
+# An existing environment is kept: pip only adds what is missing.
+$(VENV)/.ready: requirements.txt requirements-search.txt requirements-dev.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	touch $@

@@ -1,1 +1,1 @@
-"""The commands behind every figure in results/ and docs/."""
+"""The commands behind the numbers in results/ and docs/; each starts as `python -m benchmarks.NAME`."""

@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# The ablation table of docs/ablations.md: every switch on digits, three seeds, both variants where it applies; finished cells are skipped. Then:
-# python -m reports tables logs/ablations -o results/ablations.csv
+# The table of docs/ablations.md: every switch on the digits, three seeds, both variants where the switch exists.
+# Runs that are already finished are skipped. The table:
+#     python -m reports tables logs/ablations -o results/ablations.csv
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-sweep() { # METHOD NAME FLAG…
+sweep() { # METHOD NAME FLAG...
     local method=$1 name=$2
     shift 2
     .venv/bin/python run.py --dataset digits --code-length 32 --seeds 0,1,999 --method "$method" --precision bfloat16 \

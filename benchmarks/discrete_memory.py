@@ -2,13 +2,13 @@
 
     python -m benchmarks.discrete_memory [--samples 10500] [--database 193734] [--code-length 48]
 
-Prints the peak of the process above what Python, torch and the labels take, for B, the codes of the sample, the balance
-of the softened similarity and the discrete step; and what the n × n_database and n × n similarities alone would take.
+Prints the peak memory of B, the codes of the sample, the balance of the softened similarity and the discrete step,
+without the memory of Python, torch and the labels. For comparison it prints the memory that the n × n_database and
+n × n similarities would need.
 """
 
 from __future__ import annotations
 
-import argparse
 import resource
 import sys
 import time
@@ -16,6 +16,9 @@ import time
 import torch
 
 from modules.discrete import discrete_step, draw_sample
+from utils.command import Parser, bounded, run_command
+
+PROGRAM = "python -m benchmarks.discrete_memory"
 
 
 def peak() -> int:
@@ -23,18 +26,25 @@ def peak() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="benchmarks.discrete_memory", description="Memory of the discrete step.")
-    parser.add_argument("--samples", type=int, default=10_500)
-    parser.add_argument("--database", type=int, default=193_734)
-    parser.add_argument("--code-length", type=int, default=48)
+def main(arguments: list[str]) -> None:
+    """Take one discrete step on random labels and codes and print its memory.
+
+    Raises:
+        UserError: a bad flag.
+    """
+    parser = Parser(prog=PROGRAM, description="Memory of the discrete step (Linux).")
+    parser.add_argument("--samples", type=bounded(int, 1), default=10_500, help="drawn rows [%(default)s]")
+    parser.add_argument("--database", type=bounded(int, 1), default=193_734, help="database rows [%(default)s]")
+    parser.add_argument("--code-length", type=bounded(int, 1), default=48, help="bits [%(default)s]")
     given = parser.parse_args(arguments)
+    if given.samples > given.database:
+        parser.error(f"--samples {given.samples}: more than --database {given.database}")
     n, database, bits = given.samples, given.database, given.code_length
     generator = torch.Generator().manual_seed(0)
     labels = torch.empty(database, 21)
-    for block in labels.split(4096):  # in blocks, so that making them leaves no peak of its own
+    for block in labels.split(4096):  # in blocks, so that the random numbers do not set the peak
         block.copy_(torch.rand(block.shape, generator=generator) < 0.1)
-    torch.ones(64, 64) @ torch.ones(64, 64)  # the libraries' own buffers
+    torch.ones(64, 64) @ torch.ones(64, 64)  # the buffers of the libraries
     before = peak()
     start = time.perf_counter()
     codes = torch.zeros(database, bits)
@@ -45,13 +55,12 @@ def main(arguments: list[str]) -> int:
     assert int((codes != 0).all(dim=1).sum()) == n
     mebibyte = 2**20
     print(
-        f"{n:,} of {database:,} rows, {bits} bits: {(peak() - before) / mebibyte:.0f} MiB above the process and its "
-        f"labels ({labels.nbytes / mebibyte:.0f} MiB), of which B takes {codes.nbytes / mebibyte:.0f}; "
-        f"{seconds:.1f} s.\nHeld whole, the similarity to the database would take "
-        f"{4 * n * database / mebibyte:,.0f} MiB, that of the sample to itself {4 * n * n / mebibyte:,.0f}."
+        f"{n:,} of {database:,} rows, {bits} bits: {(peak() - before) / mebibyte:.0f} MiB in addition to the process "
+        f"and its labels ({labels.nbytes / mebibyte:.0f} MiB); B takes {codes.nbytes / mebibyte:.0f} MiB of it; "
+        f"{seconds:.1f} s.\nThe whole similarity of sample and database would take "
+        f"{4 * n * database / mebibyte:,.0f} MiB, that of the sample and itself {4 * n * n / mebibyte:,.0f} MiB."
     )
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run_command(PROGRAM, lambda: main(sys.argv[1:])))

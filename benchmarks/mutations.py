@@ -1,8 +1,10 @@
-"""Does a test go red when a formula is wrong? Breaks the method in one place at a time and names the test that notices.
+"""Does a test fail when a formula is wrong? Changes the method in one place at a time and names the test that fails.
 
-    python -m benchmarks.mutations            # prints a table, exits 1 if a change goes unnoticed
+    python -m benchmarks.mutations                               # all changes; prints results/mutations.md's table
+    python -m benchmarks.mutations --file modules/losses.py      # only the changes in one file
 
-Each change is made in a temporary copy of the checkout; the formula tests are run there until the first fails.
+Each change is made in a temporary copy of the project. The tests of the formulas run there until the first failure. The
+exit status is 1 if no test notices a change.
 """
 
 from __future__ import annotations
@@ -15,10 +17,19 @@ import sys
 import tempfile
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
-TESTS = ["tests/modules/test_golden.py", "tests/test_modules.py", "tests/test_discrete.py", "tests/test_recipe.py"]
+from utils.command import Parser, run_command
+from utils.errors import UserError
 
-# (file, what stands there, what is put in its place)
+PROGRAM = "python -m benchmarks.mutations"
+ROOT = Path(__file__).parents[1]
+TESTS = [
+    "tests/modules/test_golden.py",
+    "tests/modules/test_modules.py",
+    "tests/modules/test_discrete.py",
+    "tests/test_recipe.py",
+]
+
+# (file, original text, changed text)
 MUTATIONS = [
     ("modules/losses.py", "code @ codes.T, code_length * similarity", "code @ codes.T, -code_length * similarity"),
     ("modules/losses.py", "(12 / code_length)", "(code_length / 12)"),
@@ -35,28 +46,30 @@ MUTATIONS = [
     ("modules/discriminator.py", "(scores.squeeze(1) + 1) / 2", "(1 - scores.squeeze(1)) / 2"),
     ("modules/discrete.py", "-1.0 - 2.0 * ratio", "-1.0 + 2.0 * ratio"),
     ("modules/discrete.py", "2 * similar - pairs", "similar - pairs"),
-    ("modules/discrete.py", "(codes.shape[1] * similarity).T @", "(codes.shape[1] * similarity) @"),
-    ("modules/discrete.py", "+ gamma * image_code + alpha", "- gamma * image_code + alpha"),
-    ("modules/discrete.py", "+ alpha * label_code", "- alpha * label_code"),
-    ("modules/discrete.py", "+ beta * latent_code", "- beta * latent_code"),
+    ("modules/discrete.py", "(codes.shape[1] * softened(", "(softened("),
     ("modules/discrete.py", "+ gamma * row_codes[0]", "- gamma * row_codes[0]"),
     ("modules/discrete.py", "+ alpha * row_codes[1]", "- alpha * row_codes[1]"),
     ("modules/discrete.py", "+ beta * row_codes[2]", "- beta * row_codes[2]"),
     ("modules/discrete.py", "linear[:, k] - codes @", "linear[:, k] + codes @"),
     ("modules/discrete.py", "    gram.fill_diagonal_(0)", "    pass"),
-    ("main_mmasia.py", 'key=(settings.seed, "batches", iteration, epoch)', 'key=(settings.seed, "batches", iteration)'),
-    ("main_tomm.py", 'if settings.fresh_batches else', 'if True else'),
-    ("main_tomm.py", "(image_code_rec.detach(), label_code_rec.detach())", "(image_code, label_code)"),
-    ("main_tomm.py", "(image_code_rec.detach(), label_code_rec.detach())", "(image_code_rec, label_code_rec)"),
+    ("main_mmasia.py", "loop.batches(sample, iteration, epoch)", "loop.batches(sample, iteration)"),
+    ("main_tomm.py", "if settings.fresh_batches else", "if True else"),
+    ("main_tomm.py", "(*(code.detach() for code in generated))", "(image_code.to(codes), label_code.to(codes))"),
+    ("main_tomm.py", "(*(code.detach() for code in generated))", "(*generated)"),
     ("main_tomm.py", "optimizer_g = adam(model_cycle.parameters())", "optimizer_g = adam(model_label.parameters())"),
     ("main_tomm.py", "discriminator_loss(real, fake)", "discriminator_loss(fake, real)"),
-    ("main_tomm.py", "milestones = [6, 41]", "milestones = [5, 40]"),
+    ("main_tomm.py", "gamma=1 / 5", "gamma=1 / 2"),
+    ("training/settings.py", "        (6, 41), numbers(COUNT)", "        (5, 40), numbers(COUNT)"),
     ("main_mmasia.py", "*model_label.parameters(), ", ""),
 ]  # fmt: skip
 
 
 def first_failure(folder: Path) -> str | None:
-    """The first failing test in a copy of the project; None where all pass."""
+    """The first failing test in a copy of the project; None if all pass.
+
+    Raises:
+        UserError: pytest did not run.
+    """
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-x", "-q", "--no-header", "-p", "no:cacheprovider", *TESTS],
         cwd=folder,
@@ -68,29 +81,41 @@ def first_failure(folder: Path) -> str | None:
     if found:
         return found[1].removeprefix("tests/")
     if done.returncode != 0:
-        raise SystemExit(f"pytest did not run: {done.stdout}{done.stderr}")
+        raise UserError(f"pytest did not run ({(done.stderr or done.stdout).strip().splitlines()[-1]}).")
     return None
 
 
-def main() -> int:
+def main(arguments: list[str]) -> int:
+    """Make every change, print the table; returns 1 if no test notices a change.
+
+    Raises:
+        UserError: a bad flag, the tests fail without a change, or the list of changes is out of date.
+    """
+    parser = Parser(prog=PROGRAM, description="Changes the method and names the test that fails.")
+    files = sorted({file for file, _, _ in MUTATIONS})
+    parser.add_argument("--file", choices=files, help="only the changes in this file (default: in all)")
+    given = parser.parse_args(arguments)
+    mutations = [mutation for mutation in MUTATIONS if given.file in (None, mutation[0])]
     unnoticed = 0
     with tempfile.TemporaryDirectory() as temporary:
         copy = Path(temporary) / "project"
         skipped = shutil.ignore_patterns(".git", ".venv", "logs", "__pycache__", ".*_cache", ".hypothesis")
         shutil.copytree(ROOT, copy, ignore=skipped)
-        print("| file | instead of | stood | caught by |\n|---|---|---|---|")
-        for file, old, new in MUTATIONS:
+        if failed := first_failure(copy):
+            raise UserError(f"tests/{failed} fails without any change; repair it first.")
+        print("| file | original | changed to | noticed by |\n|---|---|---|---|")
+        for file, old, new in mutations:
             source = (ROOT / file).read_text(encoding="utf-8")
-            if old not in source:
-                raise SystemExit(f"{file} holds no {old!r}: the list of changes is out of date")
+            if source.count(old) != 1:
+                raise UserError(f"{file} holds {old!r} {source.count(old)} times, not once; update MUTATIONS.")
             (copy / file).write_text(source.replace(old, new), encoding="utf-8")
             test = first_failure(copy)
             (copy / file).write_text(source, encoding="utf-8")
             unnoticed += test is None
             print(f"| {file} | `{old}` | `{new}` | {test or '**nothing**'} |", flush=True)
-    print(f"{len(MUTATIONS) - unnoticed} of {len(MUTATIONS)} changes caught")
+    print(f"{len(mutations) - unnoticed} of {len(mutations)} changes noticed")
     return 1 if unnoticed else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(PROGRAM, lambda: main(sys.argv[1:])))

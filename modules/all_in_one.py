@@ -1,4 +1,4 @@
-"""`model_cycle`: the attention, graph and reconstruction networks composed, in the wirings of both papers."""
+"""`model_cycle`: attention, similarity graph and reconstruction networks, connected as in either paper."""
 
 from __future__ import annotations
 
@@ -9,14 +9,16 @@ from modules.mlp import MLP
 
 
 class CycleNet(nn.Module):
-    """Fuse image and label features, pass them through the batch's similarity graph, and reconstruct both codes.
+    """Fuse image and label features, pass them through the similarity graph of the batch, reconstruct both codes.
 
-    The N samples of the batch are the sequence of every attention (one head, batch size 1). Both variants fuse alike;
-    they differ in what the two reconstruction branches attend to:
+    Every attention runs over the batch: its N samples are the sequence (one head, batch size 1). Both variants fuse in
+    the same way (q = k = F_label, v = F_image). Their reconstruction branches have different inputs:
 
         branch   MM Asia 2021 ("mmasia")    TOMM 2022 ("tomm")
         image    q = k = F_label, v = Z     q = k = Z, v = F_label
         label    q = k = F_image, v = Z     q = k = Z, v = F_image
+
+    Sources: https://doi.org/10.1145/3469877.3490583 (MM Asia), https://doi.org/10.1145/3532519 (TOMM).
 
     Args:
         code_length: K.
@@ -25,7 +27,7 @@ class CycleNet(nn.Module):
         latent_dim: width of Z, the latent features.
         hidden_dim: hidden width of the two reconstruction MLPs; their feature width is label_dim.
         dropout: probability before the latent hash layer.
-        latent, adjacency: of `GraphHash`, "sigmoid" and "raw" in both papers.
+        latent, adjacency: see `GraphHash`; "sigmoid" and "raw" in both papers.
 
     Raises:
         ValueError: unknown variant.
@@ -64,9 +66,14 @@ class CycleNet(nn.Module):
     def forward(
         self, image_features: Tensor, label_features: Tensor, similarity: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """F_image [N, 4096], F_label [N, 512], S [N, N] → U_latent [N, K], Z [N, 1024], then both U_rec [N, K].
+        """Returns U_latent [N, K], Z [N, 1024], U_image_rec [N, K] and U_label_rec [N, K].
 
-        The features are detached here, so no gradient of the cycle reaches model_image or model_label through them.
+        The features are detached here: no gradient reaches model_image or model_label through them.
+
+        Args:
+            image_features: F_image [N, 4096].
+            label_features: F_label [N, 512].
+            similarity: S [N, N] in {0, 1}.
         """
         image_features, label_features = image_features.detach(), label_features.detach()
         fused = attend(self.self_attention_lat, label_features, image_features)  # [N, 512]
@@ -83,10 +90,10 @@ class CycleNet(nn.Module):
 
 
 def attention(embed_dim: int, value_dim: int) -> nn.MultiheadAttention:
-    """One head; keys as wide as the queries, values as wide as they come."""
+    """One head; queries and keys have the width `embed_dim`, values `value_dim`."""
     return nn.MultiheadAttention(embed_dim, num_heads=1, kdim=embed_dim, vdim=value_dim)
 
 
 def attend(layer: nn.MultiheadAttention, query_and_key: Tensor, value: Tensor) -> Tensor:
-    """Attention over the batch: query_and_key [N, E], value [N, V] → [N, E]. The attention weights are not needed."""
+    """Attention over the batch: query_and_key [N, E], value [N, V] → [N, E]."""
     return layer(query_and_key, query_and_key, value, need_weights=False)[0]

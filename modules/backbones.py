@@ -1,4 +1,4 @@
-"""`model_image` on other networks than the papers' AlexNet."""
+"""`model_image` with other networks than AlexNet, which the papers use."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ RESNETS = {"resnet18": resnet18, "resnet50": resnet50}
 class BackboneHash(nn.Module):
     """Images [N, 3, S, S] → (F_image [N, F], U_image [N, K]); U_image = tanh(Linear F → K).
 
-    F_image is what torchvision's network gives to its last layer: the pooled features of a ResNet (512 or 2048 wide),
-    the class token of ViT-B/16 (768). State-dict names are torchvision's behind "backbone.", and `hash_layer`.
+    F_image is the input of the last layer of torchvision's network: the pooled features of a ResNet (F = 512 or 2048),
+    the class token of ViT-B/16 (F = 768). State-dict names are "backbone." + torchvision's names, and `hash_layer`.
 
     Args:
         backbone: "resnet18", "resnet50" or "vit_b_16".
         code_length: K.
         weights: "imagenet", None or a path, as for `AlexNetHash`.
-        image_size: S; ViT-B/16 needs a multiple of its patch of 16 pixels, and 224 with the ImageNet weights.
+        image_size: S in pixels; ViT-B/16 needs a multiple of 16, its patch size, and 224 with the ImageNet weights.
 
     Raises:
-        UserError: the weights cannot be had or do not fit, or the image size does not suit ViT-B/16.
+        UserError: the weights cannot be downloaded or read, or do not fit, or ViT-B/16 cannot use the image size.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class BackboneHash(nn.Module):
         super().__init__()
         if backbone == "vit_b_16":
             if image_size % 16:
-                raise UserError(f"--image-size {image_size}: vit_b_16 needs a multiple of 16, such as 224.")
+                raise UserError(f"--image-size {image_size}: vit_b_16 needs a multiple of 16; use 224, for example.")
             self.backbone = vit_b_16(weights=None, image_size=image_size)
             self.feature_dim, head = self.backbone.hidden_dim, "heads."
             self.backbone.heads = nn.Identity()
@@ -67,13 +67,19 @@ def image_network(
     weights: str | os.PathLike[str] | None = "imagenet",
     image_size: int = 224,
 ) -> AlexNetHash | BackboneHash:
-    """The image network of a name in `BACKBONES`; its attribute `feature_dim` is the width of F_image.
+    """The image network with a name in `BACKBONES`; its attribute `feature_dim` is the width of F_image.
+
+    Args:
+        backbone: the name.
+        code_length: K.
+        weights: as for `AlexNetHash`; "none" means None.
+        image_size: S, side of the images in pixels; only ViT-B/16 needs it.
 
     Raises:
         UserError: an unknown name, or as `AlexNetHash` and `BackboneHash`.
     """
     if backbone not in BACKBONES:
-        raise UserError(f"--backbone {backbone}: must be one of {', '.join(BACKBONES)}.")
+        raise UserError(f"--backbone {backbone}: unknown; use one of {', '.join(BACKBONES)}.")
     if weights == "none":
         weights = None
     if backbone == "alexnet":

@@ -1,4 +1,4 @@
-"""What the alternating optimisation needs beside the networks: similarities, the sample Ω and the discrete step."""
+"""The parts of the alternating optimisation without networks: similarities, the sample Ω, the discrete step."""
 
 from __future__ import annotations
 
@@ -7,47 +7,37 @@ from torch import Tensor
 
 from utils.seeding import generator
 
-BLOCK_PAIRS = 2**22  # pairs counted at once: 16 MiB of float32
+BLOCK_PAIRS = 2**22  # pairs compared at once: 16 MiB of float32
 
 
 def label_similarity(labels: Tensor) -> Tensor:
-    """S = (y yᵀ > 0) of a batch: multi-hot labels [N, C] → [N, N] in {0, 1}, in the labels' dtype."""
+    """S = (y yᵀ > 0) of a batch: multi-hot labels [N, C] → [N, N] in {0, 1}, in the dtype of the labels."""
     return (labels @ labels.T > 0).to(labels.dtype)
 
 
 def draw_sample(n_database: int, num_samples: int, seed: int, iteration: int) -> Tensor:
     """Ω of one iteration: `num_samples` database rows without replacement, ascending [num_samples] (int64).
 
-    A function of its arguments alone. Ascending, so that `torch.searchsorted` finds a row's place; the discrete step
-    treats every row alike and the mini-batches are shuffled anyway.
+    The same arguments give the same rows. They are sorted so that `torch.searchsorted` finds the place of a row; their
+    order has no other effect, because mini-batches are shuffled and the discrete step treats all rows alike.
     """
     order = torch.randperm(n_database, generator=generator(seed, "sample", iteration))
     return order[:num_samples].sort().values
 
 
-def soft_similarity(sample_labels: Tensor, database_labels: Tensor, sample_index: Tensor) -> Tensor:
-    """The softened similarity S_ΩΩ of the sample, balanced over the whole database.
-
-    With S in ±1 over all n × n_database pairs, r = ΣS / Σ(1−S) and S ← S(1+r) − r. The sum is counted in blocks, so
-    nothing of size n × n_database is held.
+def softened(labels: Tensor, other_labels: Tensor, ratio: float) -> Tensor:
+    """The softened similarity S(1+r) − r of all pairs, with S in ±1.
 
     Args:
-        sample_labels: multi-hot labels of the sample [n, C].
-        database_labels: multi-hot labels of the whole database [n_database, C].
-        sample_index: Ω, the sample's rows in the database [n].
+        labels, other_labels: multi-hot labels [n, C] and [m, C].
+        ratio: r, from `balance_ratio`.
 
     Returns:
-        [n, n], in the wider of the labels' dtype and torch's default dtype.
+        [n, m], in the wider of the labels' dtype and torch's default dtype.
     """
-    ratio = balance_ratio(sample_labels, database_labels)
-    return softened(sample_labels, database_labels[sample_index], ratio)
-
-
-def softened(labels: Tensor, other_labels: Tensor, ratio: float) -> Tensor:
-    """S(1+r) − r of all pairs: multi-hot labels [n, C] and [m, C] → [n, m]; dtype as in `soft_similarity`."""
     dtype = torch.promote_types(labels.dtype, torch.get_default_dtype())
     similar = labels.to(dtype) @ other_labels.to(dtype).T > 0  # [n, m]
-    # S(1+r) − r is 1 where S = 1 and −1 − 2r where S = −1, without rounding in the first case.
+    # S(1+r) − r is 1 where S = 1 and −1 − 2r where S = −1; in this form the first case has no rounding error.
     apart = torch.tensor(-1.0 - 2.0 * ratio, dtype=dtype, device=similar.device)
     return torch.where(similar, torch.ones_like(apart), apart)
 
@@ -55,11 +45,11 @@ def softened(labels: Tensor, other_labels: Tensor, ratio: float) -> Tensor:
 def balance_ratio(sample_labels: Tensor, database_labels: Tensor) -> float:
     """r = ΣS / Σ(1−S) over all pairs of sample [n, C] and database [n_database, C]; S = ±1.
 
-    0 where every pair is similar: S(1+r) − r is then 1 whatever r is.
+    It is 0 where every pair is similar: S(1+r) − r is then 1 for every r.
     """
     pairs = len(sample_labels) * len(database_labels)
-    # Many images have the same labels: pairs of distinct label rows are counted, each as often as it occurs. Exactly: a
-    # shared label count is a small whole number, which float32 holds, and float64 holds the number of pairs.
+    # Many images have the same labels, so pairs of distinct label rows are counted, each as often as it occurs. The
+    # count is exact: the number of shared labels fits into float32, and the number of pairs into float64.
     sample, sample_count = torch.unique(sample_labels.float(), dim=0, return_counts=True)
     database, database_count = torch.unique(database_labels.float(), dim=0, return_counts=True)
     similar = 0
@@ -70,37 +60,6 @@ def balance_ratio(sample_labels: Tensor, database_labels: Tensor) -> float:
     if similar == pairs:
         return 0.0
     return (2 * similar - pairs) / (2 * (pairs - similar))
-
-
-def update_codes(
-    codes: Tensor,
-    image_code: Tensor,
-    label_code: Tensor,
-    latent_code: Tensor,
-    similarity: Tensor,
-    *,
-    alpha: float,
-    beta: float,
-    gamma: float,
-) -> Tensor:
-    """One sweep of discrete cyclic coordinate descent over the bits of B[Ω] (the ADSH/SCHN discrete step).
-
-        Q = (K · S)ᵀ U + γ U
-        B[:,k] = sign(Q[:,k] − B₋ₖ U₋ₖᵀ U[:,k] + α U_label[:,k] + β U_latent[:,k]),   U = U_image, bits in order
-
-    Args:
-        codes: B[Ω] before the step [n, K]; not changed.
-        image_code, label_code, latent_code: the last continuous codes of the sample [n, K].
-        similarity: softened S_ΩΩ [n, n].
-        alpha, beta: weights of the label and latent codes.
-        gamma: weight of the quantisation term.
-
-    Returns:
-        B[Ω] after the step [n, K] in {−1, +1} (0 only where the argument of sign is exactly 0).
-    """
-    pull = (codes.shape[1] * similarity).T @ image_code
-    linear = pull + gamma * image_code + alpha * label_code + beta * latent_code
-    return coordinate_descent(codes, linear, image_code)
 
 
 def discrete_step(
@@ -114,16 +73,24 @@ def discrete_step(
     beta: float,
     gamma: float,
 ) -> None:
-    """`update_codes` with `soft_similarity` on B in place, in blocks: no n × n similarity is held.
+    """One sweep of discrete cyclic coordinate descent over the bits of B[Ω], in place.
+
+        r = ΣS / Σ(1−S) over the pairs of sample and database, S in ±1;   S ← S(1+r) − r
+        Q = (K · S_ΩΩ)ᵀ U + γ U
+        B[:,k] = sign(Q[:,k] − B₋ₖ U₋ₖᵀ U[:,k] + α U_label[:,k] + β U_latent[:,k]),   U = U_image, bits in order
+
+    The step of ADSH (AAAI 2018) with the terms α and β of SCHN (https://doi.org/10.1145/3469877.3490583). S is computed
+    in blocks: no n × n similarity is in memory. A bit becomes 0 only where the argument of sign is exactly 0.
 
     Args:
         codes: B [n_database, K]; the rows Ω change.
         sample: Ω [n] (int64, on the CPU).
         labels: multi-hot labels of the database [n_database, C].
         sample_codes: U_image, U_label and U_latent of the sample [3, n, K].
-        other_codes: an ablation, the full database update of ADSH: these three of every row [3, n_database, K]; those
-            outside Ω are taken from here and their rows of B change too.
-        alpha, beta, gamma: as in `update_codes`.
+        other_codes: ablation, the full database update of ADSH: U_image, U_label and U_latent of every row
+            [3, n_database, K]. Rows outside Ω use these, and all rows of B change.
+        alpha, beta: weights of the label codes and of the latent codes.
+        gamma: weight of the quantisation term.
     """
     rows, row_codes = sample, sample_codes
     if other_codes is not None:
@@ -133,7 +100,7 @@ def discrete_step(
     ratio = balance_ratio(sample_labels, labels)
     pull = torch.empty_like(row_codes[0])
     for block in torch.arange(len(rows)).split(max(1, BLOCK_PAIRS // len(sample))):
-        # Transposed as in (K · S)ᵀ U: a line of S is an updated row here.
+        # (K · S)ᵀ U: the rows of this S are the updated rows of B, so it is already transposed.
         pull[block] = (codes.shape[1] * softened(labels[rows[block]], sample_labels, ratio)) @ image_code
     linear = pull + gamma * row_codes[0] + alpha * row_codes[1] + beta * row_codes[2]
     codes[rows] = coordinate_descent(codes[rows], linear, image_code)
@@ -142,16 +109,19 @@ def discrete_step(
 def coordinate_descent(codes: Tensor, linear: Tensor, image_code: Tensor) -> Tensor:
     """B[:,k] = sign(linear[:,k] − B₋ₖ U₋ₖᵀ U[:,k]) for each bit k in order.
 
-    U₋ₖᵀ U[:,k] is a column of the K × K Gram matrix UᵀU without its k-th entry, so a bit costs O(mK).
+    U₋ₖᵀ U[:,k] is column k of the K × K Gram matrix UᵀU without its entry k, so a bit costs O(mK).
 
     Args:
         codes: B before the step [m, K]; not changed.
-        linear: what does not depend on B [m, K].
+        linear: the terms that do not depend on B [m, K].
         image_code: U of the sample [n, K].
+
+    Returns:
+        B after the step [m, K].
     """
     codes = codes.clone()
     gram = image_code.T @ image_code  # [K, K]
-    gram.fill_diagonal_(0)  # leaves bit k itself out
+    gram.fill_diagonal_(0)  # leaves out bit k itself
     for k in range(codes.shape[1]):
         codes[:, k] = torch.sign(linear[:, k] - codes @ gram[:, k])
     return codes

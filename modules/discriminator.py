@@ -1,4 +1,4 @@
-"""The discriminator of the TOMM variant: are these codes the networks' own, or reconstructions?"""
+"""The discriminator of TOMM: tells the codes of the networks from their reconstructions."""
 
 from __future__ import annotations
 
@@ -9,7 +9,14 @@ from modules.mlp import MLP
 
 
 class ReconstructionDiscriminator(nn.Module):
-    """One MLP (K → 1024 → 512 → 1, tanh) an image code, one a label code; probability = (tanh + 1) / 2."""
+    """One MLP (K → 1024 → 512 → 1, tanh) for image codes and one for label codes; probability = (tanh + 1) / 2.
+
+    Source: https://doi.org/10.1145/3532519.
+
+    Args:
+        code_length: K.
+        hidden_dim, feature_dim: widths of the hidden layers.
+    """
 
     def __init__(self, code_length: int, *, hidden_dim: int = 1024, feature_dim: int = 512) -> None:
         super().__init__()
@@ -17,6 +24,6 @@ class ReconstructionDiscriminator(nn.Module):
         self.model_labelD = MLP(code_length, 1, hidden_dim=hidden_dim, feature_dim=feature_dim)
 
     def forward(self, image_code: Tensor, label_code: Tensor) -> Tensor:
-        """Two codes [N, K] → probabilities [2N] of being real: the image codes' first, then the label codes'."""
+        """Two codes [N, K] → probabilities of being real [2N], first of the image codes, then of the label codes."""
         scores = torch.cat((self.model_imageD(image_code)[1], self.model_labelD(label_code)[1]))  # [2N, 1]
         return (scores.squeeze(1) + 1) / 2

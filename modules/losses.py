@@ -1,4 +1,4 @@
-"""The cycle loss of both variants and the adversarial losses of TOMM."""
+"""The cycle loss of both variants and the adversarial losses of TOMM (docs/method.md)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def code_loss(code: Tensor, codes: Tensor, similarity: Tensor, gamma: float) -> 
 
     Args:
         code: U, continuous codes of the batch [N, K].
-        codes: b, the database codes of the same rows [N, K]; ±1, or 0 where never drawn.
+        codes: b, the database codes of the same rows [N, K]; ±1, or 0 in rows that were never drawn.
         similarity: S of the batch [N, N] in {0, 1}.
         gamma: weight of the quantisation term.
     """
@@ -29,18 +29,27 @@ def cycle_loss_parts(
     label_code_rec: Tensor,
     codes: Tensor,
     similarity: Tensor,
-    gamma: float,
     *,
+    gamma: float,
     signed: bool = False,
     detach_targets: bool = False,
     cycle_terms: bool = True,
 ) -> dict[str, Tensor]:
-    """The five terms of the cycle loss by name; arguments as in `cycle_loss`, and three ablations.
+    """The five terms of the cycle loss by name; the loss is their sum (https://doi.org/10.1145/3469877.3490583).
+
+    f(U_image) + f(U_label) + f(U_latent) + mean((U_image_rec − U_image)²) + mean((U_label_rec − U_label)²)
 
     Args:
-        signed: dissimilar pairs have the target −K in place of 0 (S in ±1).
-        detach_targets: the reconstructions do not pull U_image and U_label towards themselves.
-        cycle_terms: False leaves the two reconstruction terms out.
+        latent_code, image_code, label_code, image_code_rec, label_code_rec: continuous codes of the batch [N, K].
+        codes: b, the database codes of the same rows [N, K].
+        similarity: S of the batch [N, N] in {0, 1}.
+        gamma: weight of the quantisation terms.
+        signed: ablation: the target of dissimilar pairs is −K instead of 0 (S in ±1).
+        detach_targets: ablation: no gradient reaches U_image and U_label from the reconstruction terms.
+        cycle_terms: False, an ablation, leaves out the two reconstruction terms.
+
+    Returns:
+        Scalars: "image", "label", "latent" and, with the cycle terms, "image_rec" and "label_rec".
     """
     if signed:
         similarity = 2 * similarity - 1
@@ -50,7 +59,7 @@ def cycle_loss_parts(
         "latent": code_loss(latent_code, codes, similarity, gamma),
     }
     if cycle_terms:
-        # The targets are not detached in the papers: the reconstructions also pull the codes towards themselves.
+        # The papers do not detach the targets: the reconstructions also pull the codes towards themselves.
         if detach_targets:
             image_code, label_code = image_code.detach(), label_code.detach()
         parts["image_rec"] = mse_loss(image_code_rec, image_code)
@@ -58,38 +67,11 @@ def cycle_loss_parts(
     return parts
 
 
-def cycle_loss(
-    latent_code: Tensor,
-    image_code: Tensor,
-    label_code: Tensor,
-    image_code_rec: Tensor,
-    label_code_rec: Tensor,
-    codes: Tensor,
-    similarity: Tensor,
-    gamma: float,
-) -> Tensor:
-    """f(U_image) + f(U_label) + f(U_latent) + mean((U_image_rec − U_image)²) + mean((U_label_rec − U_label)²).
-
-    Args:
-        latent_code, image_code, label_code, image_code_rec, label_code_rec: continuous codes [N, K].
-        codes: b, the database codes of the batch [N, K].
-        similarity: S of the batch [N, N] in {0, 1}.
-        gamma: weight of the quantisation terms.
-
-    Returns:
-        A scalar.
-    """
-    parts = cycle_loss_parts(
-        latent_code, image_code, label_code, image_code_rec, label_code_rec, codes, similarity, gamma
-    )
-    return torch.stack(list(parts.values())).sum()
-
-
 def discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
-    """Binary cross-entropy of real → 1 plus that of fake → 0, each a mean over the 2N probabilities."""
+    """Binary cross-entropy with target 1 for `real` plus that with target 0 for `fake`; probabilities [2N] → scalar."""
     return binary_cross_entropy(real, torch.ones_like(real)) + binary_cross_entropy(fake, torch.zeros_like(fake))
 
 
 def generator_loss(fake: Tensor) -> Tensor:
-    """Binary cross-entropy of fake → 1, a mean over the 2N probabilities."""
+    """Binary cross-entropy with target 1 for `fake`; probabilities [2N] → scalar."""
     return binary_cross_entropy(fake, torch.ones_like(fake))

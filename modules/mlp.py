@@ -1,4 +1,4 @@
-"""The multilayer perceptron that the label network, the reconstructions and the discriminator share."""
+"""The multilayer perceptron of the label network, the reconstructions and the discriminator."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from torch import Tensor, nn
 
 
 class MLP(nn.Module):
-    """in_dim → hidden_dim → feature_dim, ReLU after each, then tanh(Linear → code_length).
+    """in_dim → hidden_dim → feature_dim with a ReLU after each, then tanh(Linear → code_length).
 
-    As `model_label` it maps multi-hot labels [N, C] to (F_label [N, 512], U_label [N, K]); as a reconstruction it maps
-    attended features to a code; as one half of the discriminator (code_length 1) it maps a code to a score in (-1, 1).
+    As `model_label` it maps multi-hot labels [N, C] to (F_label [N, 512], U_label [N, K]). As a reconstruction it maps
+    the output of an attention to a code. As half of the discriminator (code_length 1) it maps a code to a score.
 
     Args:
         in_dim: width of the input.
-        code_length: K, width of the tanh output.
+        code_length: K, width of the output.
         hidden_dim, feature_dim: widths of the two hidden layers (1024 and 512 in both papers).
     """
 

@@ -1,7 +1,7 @@
-"""The training step of docs/method.md transcribed plainly: the yardstick of correctness and of speed.
+"""A plain transcription of the training step of docs/method.md: the reference for correctness and for speed.
 
-Nothing here is clever: default Adam, every formula spelled out, for TOMM a second full forward pass with its graph.
-tests/test_recipe.py holds the mains against it; benchmarks/step.py measures them against it.
+It has default Adam, every formula in full and, for TOMM, a second full forward pass with its graph.
+tests/test_recipe.py compares the mains with it; benchmarks/step.py compares their times with its time.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Networks:
 
 
 def plain_loss(outputs: tuple[Tensor, ...], b: Tensor, similarity: Tensor, gamma: float) -> Tensor:
-    """The cycle loss, as written."""
+    """The cycle loss, as in the paper."""
     u_image, u_label, u_latent, u_image_rec, u_label_rec = outputs
     bits = b.shape[1]
     loss = torch.zeros((), dtype=b.dtype, device=b.device)

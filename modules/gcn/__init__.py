@@ -1,4 +1,4 @@
-"""Graph convolution over the similarity graph of a batch."""
+"""Graph convolution on the similarity graph of a batch."""
 
 from modules.gcn.layers import GraphConvolution
 from modules.gcn.models import GraphHash

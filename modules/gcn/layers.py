@@ -7,9 +7,12 @@ from torch import Tensor, nn
 
 
 class GraphConvolution(nn.Module):
-    """adjacency · (x · weight) + bias, with the layer's own initialisation: uniform in ±1/√out_features.
+    """adjacency · (x · weight) + bias; weight and bias start uniform in ±1/√out_features, as in the authors' layer.
 
-    The adjacency is used as it comes. SCHN passes the 0/1 similarity of the batch without normalising it.
+    The layer does not normalise the adjacency. SCHN gives it the 0/1 similarity of the batch.
+
+    Args:
+        in_features, out_features: widths of input and output.
     """
 
     def __init__(self, in_features: int, out_features: int) -> None:
@@ -28,7 +31,7 @@ class GraphConvolution(nn.Module):
 def normalise_adjacency(similarity: Tensor) -> Tensor:
     """D^-½ S D^-½ with the degrees D = diag(S 1), the normalisation of Kipf & Welling (eq. 2); S [N, N] → [N, N].
 
-    S has its self-loops already. A sample without any label is similar to nothing: its row and column stay 0.
+    S already has self-loops. A sample without a label is not similar to any sample: its row and column stay 0.
     """
     degree = similarity.sum(dim=1)  # [N]
     scale = torch.where(degree > 0, degree.clamp(min=1).rsqrt(), 0)

@@ -1,4 +1,4 @@
-"""The latent graph of SCHN: one graph convolution and the latent code read off it."""
+"""The latent graph of SCHN: one graph convolution and the latent code."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from modules.gcn.layers import GraphConvolution, normalise_adjacency
 class GraphHash(nn.Module):
     """Z = relu(graph convolution), U_latent = sigmoid(Linear(dropout(Z))).
 
-    The sigmoid puts U_latent in (0, 1) although codes are ±1; the authors' release does so and so do we.
+    With the sigmoid U_latent is in (0, 1), although codes are ±1. The authors' release does this, so we do, too.
 
     Args:
         in_dim, latent_dim: widths of the input and of Z.
         code_length: K.
         dropout: probability before the latent hash layer.
-        latent: "sigmoid", or as an ablation "tanh", which puts U_latent in (-1, 1) like every other code.
-        adjacency: "raw" takes the similarity as it is, or as an ablation "normalised" (`normalise_adjacency`).
+        latent: "sigmoid", or, as an ablation, "tanh": U_latent is in (-1, 1) like all other codes.
+        adjacency: "raw": the similarity as given, or, as an ablation, "normalised" (`normalise_adjacency`).
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class GraphHash(nn.Module):
         self.normalised = {"raw": False, "normalised": True}[adjacency]
 
     def forward(self, x: Tensor, similarity: Tensor) -> tuple[Tensor, Tensor]:
-        """x [N, in_dim], similarity [N, N] → (U_latent [N, K], Z [N, latent_dim])."""
+        """x [N, in_dim], similarity S [N, N] in {0, 1} → (U_latent [N, K], Z [N, latent_dim])."""
         adjacency = normalise_adjacency(similarity) if self.normalised else similarity
         latent_features = torch.relu(self.gc(x, adjacency))
         latent_code = self.activation(self.hash_code_layer(self.dropout(latent_features)))

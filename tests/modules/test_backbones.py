@@ -55,7 +55,7 @@ def test_weights_of_another_backbone_are_refused(tmp_path):
 
 
 def test_unknown_backbones_and_image_sizes_are_refused(tmp_path, capsys):
-    with pytest.raises(UserError, match="--backbone vgg: must be one of alexnet, resnet18, resnet50, vit_b_16"):
+    with pytest.raises(UserError, match="--backbone vgg: unknown; use one of alexnet, resnet18, resnet50, vit_b_16"):
         image_network("vgg", 8)
     with pytest.raises(UserError, match="--image-size 100: vit_b_16 needs a multiple of 16"):
         image_network("vit_b_16", 8, weights=None, image_size=100)

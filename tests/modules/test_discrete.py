@@ -4,7 +4,14 @@ import pytest
 import torch
 
 from modules import discrete
-from modules.discrete import balance_ratio, draw_sample, label_similarity, soft_similarity, update_codes
+from modules.discrete import (
+    balance_ratio,
+    coordinate_descent,
+    discrete_step,
+    draw_sample,
+    label_similarity,
+    softened,
+)
 
 
 def random_labels(n, classes, seed, dtype=torch.float64):
@@ -29,59 +36,92 @@ def naive_update(codes, image, label, latent, similarity, alpha, beta, gamma):
     return codes
 
 
+WEIGHTS = {"alpha": 2.0, "beta": 0.1, "gamma": 10.0}
+
+
+def random_step(bits, n_database=90, num_samples=40):
+    """The arguments of a discrete step: codes, sample, labels, codes of the sample; a few rows are drawn first here."""
+    generator = torch.Generator().manual_seed(bits)
+    sample = torch.randperm(n_database, generator=generator)[:num_samples].sort().values
+    sample_codes = torch.randn(3, num_samples, bits, generator=generator, dtype=torch.float64).tanh()
+    codes = torch.randn(n_database, bits, generator=generator, dtype=torch.float64).sign()
+    codes[sample[:7]] = 0
+    return codes, sample, random_labels(n_database, 5, seed=3), sample_codes
+
+
+def naive_step(codes, sample, labels, sample_codes, **weights):
+    """B after the discrete step."""
+    similarity = naive_soft_similarity(labels[sample], labels, sample)
+    codes = codes.clone()
+    codes[sample] = naive_update(codes[sample], *sample_codes, similarity, **weights)
+    return codes
+
+
+def step(codes, *arguments, **weights):
+    """B after `discrete_step`, as a new tensor."""
+    codes = codes.clone()
+    discrete_step(codes, *arguments, **weights)
+    return codes
+
+
 @pytest.mark.parametrize("block", [1, 200, 2**22])
-def test_soft_similarity_is_the_same_in_any_blocks(monkeypatch, block):
+def test_softened_similarity_is_the_same_in_any_blocks(monkeypatch, block):
     monkeypatch.setattr(discrete, "BLOCK_PAIRS", block)
     labels = random_labels(90, 5, seed=1)
     index = torch.randperm(90, generator=torch.Generator().manual_seed(2))[:40]
-    expected = naive_soft_similarity(labels[index], labels, index)
-    torch.testing.assert_close(soft_similarity(labels[index], labels, index), expected, rtol=1e-14, atol=0)
+    similarity = softened(labels[index], labels[index], balance_ratio(labels[index], labels))
+    torch.testing.assert_close(similarity, naive_soft_similarity(labels[index], labels, index), rtol=1e-14, atol=0)
 
 
-def test_soft_similarity_balances_the_whole_database():
+def test_softened_similarity_balances_the_whole_database():
     labels = torch.eye(10)[torch.arange(200) % 10]
     index = torch.arange(0, 200, 3)
     ratio = balance_ratio(labels[index], labels)
     assert ratio == pytest.approx((0.1 - 0.9) / (2 * 0.9))
-    similarity = soft_similarity(labels[index], labels, index)
+    similarity = softened(labels[index], labels[index], ratio)
     assert similarity.dtype == torch.float32
     assert similarity.unique().tolist() == pytest.approx(sorted([1.0, -1 - 2 * ratio]))
+    torch.testing.assert_close(softened(labels[index], labels, ratio).sum(), torch.tensor(0.0), rtol=0, atol=0.01)
 
 
-def test_soft_similarity_of_integer_labels_and_of_a_database_of_one_class():
+def test_softened_similarity_of_integer_labels_and_of_a_database_of_one_class():
     labels = torch.ones(6, 1, dtype=torch.int64)
-    assert torch.equal(soft_similarity(labels[:3], labels, torch.arange(3)), torch.ones(3, 3))
+    similarity = softened(labels[:3], labels[:3], balance_ratio(labels[:3], labels))
+    assert similarity.dtype == torch.float32 and torch.equal(similarity, torch.ones(3, 3))
 
 
+@pytest.mark.parametrize("block", [1, 100, 2**22])
 @pytest.mark.parametrize("bits", [1, 2, 16])
-def test_update_codes_is_the_definition(bits):
-    generator = torch.Generator().manual_seed(bits)
-    image, label, latent = (torch.randn(40, bits, generator=generator, dtype=torch.float64).tanh() for _ in range(3))
-    codes = torch.randn(40, bits, generator=generator, dtype=torch.float64).sign()
-    codes[:7] = 0  # rows drawn for the first time
-    labels = random_labels(40, 5, seed=3)
-    similarity = naive_soft_similarity(labels, labels, torch.arange(40))
-    before = codes.clone()
-    weights = {"alpha": 2.0, "beta": 0.1, "gamma": 10.0}
-    after = update_codes(codes, image, label, latent, similarity, **weights)
-    assert torch.equal(after, naive_update(codes, image, label, latent, similarity, **weights))
-    assert torch.equal(codes, before)
-    assert not torch.equal(after, before)
+def test_discrete_step_is_the_definition(monkeypatch, bits, block):
+    monkeypatch.setattr(discrete, "BLOCK_PAIRS", block)
+    codes, sample, labels, sample_codes = random_step(bits)
+    inputs = [tensor.clone() for tensor in (sample, labels, sample_codes)]
+    after = step(codes, sample, labels, sample_codes, **WEIGHTS)
+    assert torch.equal(after, naive_step(codes, sample, labels, sample_codes, **WEIGHTS))
+    assert not torch.equal(after, codes)
+    others = torch.ones(len(codes), dtype=torch.bool).index_fill(0, sample, False)
+    assert torch.equal(after[others], codes[others])
+    assert all(torch.equal(*pair) for pair in zip(inputs, (sample, labels, sample_codes), strict=True))
 
 
-def test_update_codes_uses_the_transposed_similarity_and_every_weight():
-    generator = torch.Generator().manual_seed(0)
-    image, label, latent = (torch.randn(30, 8, generator=generator, dtype=torch.float64) for _ in range(3))
-    codes = torch.zeros(30, 8, dtype=torch.float64)
-    similarity = torch.randn(30, 30, generator=generator, dtype=torch.float64) / 100  # not symmetric
-    weights = {"alpha": 2.0, "beta": 0.1, "gamma": 10.0}
-    reference = update_codes(codes, image, label, latent, similarity, **weights)
-    assert torch.equal(reference, naive_update(codes, image, label, latent, similarity, **weights))
-    assert not torch.equal(reference, update_codes(codes, image, label, latent, 40 * similarity.T, **weights))
-    for name, value in (("alpha", -20.0), ("beta", 30.0), ("gamma", -10.0)):
-        changed = update_codes(codes, image, label, latent, similarity, **weights | {name: value})
-        assert torch.equal(changed, naive_update(codes, image, label, latent, similarity, **weights | {name: value}))
+def test_discrete_step_uses_every_weight():
+    arguments = random_step(8)
+    reference = step(*arguments, **WEIGHTS)
+    for name, value in (("alpha", -2000.0), ("beta", 3000.0), ("gamma", -1000.0)):
+        changed = step(*arguments, **WEIGHTS | {name: value})
+        assert torch.equal(changed, naive_step(*arguments, **WEIGHTS | {name: value}))
         assert not torch.equal(changed, reference)
+
+
+def test_coordinate_descent_leaves_its_input_alone():
+    codes, sample, _, sample_codes = random_step(16)
+    rows = codes[sample]
+    before, linear = rows.clone(), 10 * sample_codes[1]
+    after = coordinate_descent(rows, linear, sample_codes[0])
+    # Without S and with gamma 0 the definition has the sum of alpha, U_label alone.
+    nothing = torch.zeros(len(sample), len(sample), dtype=torch.float64)
+    assert torch.equal(after, naive_update(rows, *sample_codes, nothing, alpha=10.0, beta=0.0, gamma=0.0))
+    assert torch.equal(rows, before) and not torch.equal(after, before)
 
 
 def test_sample_depends_on_seed_and_iteration_alone():
