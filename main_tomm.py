@@ -148,7 +148,7 @@ def train(run: RunFolder, code_length: int, split: Split) -> dict[str, Any]:
                     optimizer_g.step()
 
                 place = torch.searchsorted(sample, rows)
-                sample_codes[:, place] = torch.stack((image_code, label_code, latent_code)).detach()
+                sample_codes[:, place] = torch.stack((image_code, label_code, latent_code)).detach().to(codes)
                 loop.step(losses)
             loop.end_pass(iteration, epoch)
 
