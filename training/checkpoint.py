@@ -25,14 +25,8 @@ class Stateful(Protocol):
 class Checkpoint:
     """Saves and restores one code length of a run.
 
-    A checkpoint holds the state of every part, B, the number of finished iterations and the state of torch's
-    generators, which dropout draws from. Every other draw is a function of seed and iteration (utils/seeding.py).
-
-    Args:
-        run: the run's folder.
-        code_length: K.
-        codes: B [n_database, K]; restored in place.
-        parts: networks, optimisers and the rest by name.
+    A checkpoint holds the state of every part (networks, optimisers, ...), B, the number of finished iterations and the
+    state of torch's generators, from which dropout draws. Every other draw depends on seed and iteration alone.
     """
 
     def __init__(self, run: RunFolder, code_length: int, codes: Tensor, **parts: Stateful) -> None:
@@ -40,9 +34,6 @@ class Checkpoint:
 
     def save(self, iteration: int) -> None:
         """Write a checkpoint every `save_iter` iterations, after the last one, and where a signal asks to stop.
-
-        Args:
-            iteration: the 0-based iteration that has just ended.
 
         Raises:
             UserError: it could not be written; the previous checkpoint is intact.

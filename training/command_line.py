@@ -9,18 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from training.settings import (
-    BOTH,
-    FREE_TO_CHANGE,
-    METHODS,
-    SEED,
-    Settings,
-    flag_of,
-    name,
-    numbers,
-    one_of,
-    shown,
-)
+from training.settings import BOTH, FREE_TO_CHANGE, METHODS, SEED, Settings, flag_of, name, numbers, one_of, shown
 from utils.command import Parser
 from utils.errors import UserError
 from utils.runs import is_run, read_config
@@ -28,44 +17,26 @@ from utils.runs import is_run, read_config
 
 @dataclass(frozen=True)
 class Grid:
-    """The cells of a sweep: every method with every seed and every code length.
-
-    Args:
-        methods: of `METHODS`.
-        seeds: one or more.
-        name: the sweep's folder in --logs; None: made of the settings.
-        dry_run: only list the cells.
-    """
+    """The cells of a sweep: every method with every seed and every code length."""
 
     methods: tuple[str, ...]
     seeds: tuple[int, ...]
-    name: str | None
-    dry_run: bool
+    name: str | None  # the sweep's folder in --logs; None: made of the settings
+    dry_run: bool  # only list the cells
 
 
 @dataclass(frozen=True)
 class Command:
-    """What a command line asks for.
+    """What a command line asks for."""
 
-    Args:
-        settings: of the run; of a sweep what its cells share, with the method and the seed of the first.
-        folder: of a run: the folder to resume (--resume) or to create or resume (--cell); None: a new one.
-        cell: the run is a cell of a sweep.
-        grid: of a sweep; None: one run.
-    """
-
-    settings: Settings
-    folder: Path | None = None
-    cell: bool = False
-    grid: Grid | None = None
+    settings: Settings  # of the run; of a sweep what its cells share, with the method and the seed of the first
+    folder: Path | None = None  # to resume (--resume), or to create or resume (--cell); None: a new one
+    cell: bool = False  # the run is a cell of a sweep
+    grid: Grid | None = None  # of a sweep; None: one run
 
 
 def parser(method_name: str) -> argparse.ArgumentParser:
-    """The command line of `Settings`, in groups; a flag that is not given leaves no entry in the namespace.
-
-    Args:
-        method_name: the default of --method.
-    """
+    """The command line of `Settings`, in groups; a flag that is not given leaves no entry in the namespace."""
     result = Parser(
         prog="run.py",
         description="Train and evaluate Semantically Cycle-consistent Hashing Networks.",
@@ -119,15 +90,10 @@ def _folder_name(text: str) -> str:
 
 
 def parse_command(arguments: Sequence[str], *, method_name: str) -> Command:
-    """What the command line asks for: a new run, a run to resume (--resume, --cell), or a sweep.
-
-    Args:
-        arguments: the command line without the program's name.
-        method_name: default of --method, as edited at the top of run.py.
+    """What the command line asks for; `method_name` is the default of --method, edited at the top of run.py.
 
     Raises:
-        UserError: an unknown flag, a bad value, flags that contradict each other, or a flag that would change the
-            results of the resumed run.
+        UserError: an unknown flag, a bad value, flags that contradict each other or would change a resumed run.
     """
     given = vars(parser(method_name).parse_args(arguments))
     resume, cell, dry_run = given.pop("resume", None), given.pop("cell", None), given.pop("dry_run", False)
@@ -163,11 +129,7 @@ def parse_command(arguments: Sequence[str], *, method_name: str) -> Command:
 
 
 def require_fitting(settings: Settings) -> None:
-    """Refuse a setting that the method has no use for.
-
-    Raises:
-        UserError: the message names the flag.
-    """
+    """UserError where the method has no use for a setting."""
     preset = Settings.for_dataset(settings.dataset)
     for field in ("fresh_batches", "no_discriminator", "milestones"):
         if settings.method == "main_mmasia" and getattr(settings, field) != getattr(preset, field):

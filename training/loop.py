@@ -51,12 +51,8 @@ class Loop:
                 )
 
     def batches(self, sample: Tensor, *key: int) -> BatchLoader:
-        """One shuffled and augmented pass over Ω: images [N, 3, S, S], labels [N, C], rows [N].
-
-        Args:
-            sample: Ω.
-            key: the same numbers give the same batches again.
-        """
+        """One shuffled and augmented pass over Ω: images [N, 3, S, S], labels [N, C], rows [N]; the same `key`,
+        the same batches."""
         return train_batches(
             self.database,
             sample,
@@ -74,11 +70,7 @@ class Loop:
         self.progress.step(losses)
 
     def end_pass(self, iteration: int, epoch: int) -> None:
-        """After each pass.
-
-        Raises:
-            UserError: a loss is not finite.
-        """
+        """After each pass; UserError where a loss is not finite."""
         self.losses = self.progress.end_pass(iteration, epoch)
 
     def end_iteration(self, iteration: int, sample: Tensor) -> None:

@@ -15,18 +15,7 @@ from utils import distributed
 def encode(
     model_image: nn.Module, dataset: ImageDataset, *, batch_size: int, device: torch.device, num_workers: int = 0
 ) -> Tensor:
-    """Encode every image of a dataset, in order.
-
-    Args:
-        model_image: images [N, 3, S, S] → (features, code [N, K]).
-        dataset: n images.
-        batch_size: images per batch.
-        device: the device of model_image.
-        num_workers: threads that read images ahead.
-
-    Returns:
-        Codes [n, K], float32, ±1, on the CPU. The model keeps its training mode.
-    """
+    """Codes of the n images of a dataset, in order: [n, K], float32, ±1, on the CPU. The model keeps its mode."""
     return torch.sign(encode_continuous(model_image, dataset, batch_size, device, num_workers)).float().cpu()
 
 

@@ -18,14 +18,7 @@ from utils.log import log
 
 
 class Recorder:
-    """Evaluates one code length of a run and writes what it finds into the run's folder.
-
-    Args:
-        run: the run's folder.
-        code_length: K.
-        split: queries and database.
-        model_image: the image network that is trained.
-    """
+    """Evaluates one code length of a run and writes the metrics into the run's folder."""
 
     def __init__(self, run: RunFolder, code_length: int, split: Split, model_image: nn.Module) -> None:
         self.run, self.settings, self.code_length, self.split = run, run.settings, code_length, split
@@ -50,11 +43,8 @@ class Recorder:
     def iteration(self, iteration: int, codes: Tensor, sample: Tensor, losses: dict[str, float]) -> None:
         """Write the row of a finished iteration; every `eval_iter` iterations and at the end with the mAP.
 
-        Args:
-            iteration: 0-based; the log counts from 1.
-            codes: B [n_database, K].
-            sample: Ω, the rows drawn in this iteration.
-            losses: means of the last pass, by part.
+        `iteration` counts from 0, the row from 1. `codes` is B [n_database, K], `sample` is Ω, and `losses` are the
+        means of the last pass.
         """
         done = iteration + 1
         query_code = None
@@ -73,13 +63,7 @@ class Recorder:
         Three database codes are evaluated, each with both rules for ties. learned: the codes as released, rows never
         drawn are 0; learned_filled: those rows encoded by the network; network: the whole database encoded by the
         network, the metric for unseen images. They are those of the last iteration; with --validate those of the
-        selected iteration.
-
-        Args:
-            codes: B [n_database, K].
-
-        Returns:
-            The row of results.json.
+        selected iteration. `codes` is B [n_database, K].
         """
         validated = self.split.validation is not None
         if validated:

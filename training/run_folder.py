@@ -50,14 +50,8 @@ class RunFolder:
     While it is entered (`with run:`), a signal lets the current iteration finish (`stop`), and from `open` on no other
     process can train in the folder.
 
-    Args:
-        settings: of the run.
-        device: where the run trains.
-        path: the folder to create, or the folder of the run to resume; None: a new one in `settings.logs`, named by
-            method, dataset and time.
-
-    Raises:
-        UserError: the results.json in `path` is damaged.
+    `path` is the folder to create, or of the run to resume; None: a new one in `settings.logs`, named by method,
+    dataset and time. UserError where its results.json is damaged.
     """
 
     def __init__(self, settings: Settings, device: torch.device, path: Path | None = None) -> None:
@@ -149,13 +143,7 @@ class RunFolder:
             write_json(self.path / RESULTS, self.results)
 
     def save_codes(self, code_length: int, learned_map: float, codes: dict[str, Tensor]) -> None:
-        """Write the four code files of a code length.
-
-        Args:
-            code_length: K.
-            learned_map: expected mAP of the learned codes, part of the names.
-            codes: query_code [Q, K], database_code [D, K], query_targets [Q, C], database_targets [D, C].
-        """
+        """Write query_code [Q, K], database_code [D, K], query_targets [Q, C], database_targets [D, C]."""
         name = code_set_name(self.settings.dataset, code_length, learned_map)
         for role in ROLES:
             self._save(self.path / f"{name}-{role}.t", codes[role].cpu())

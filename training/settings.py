@@ -60,14 +60,7 @@ def name(text: str) -> str:
 
 
 def option(default: Any, parse: Callable[[str], Any] | Sequence[str] | None, help: str, group: str) -> Any:
-    """A field of `Settings`.
-
-    Args:
-        default: the value without a flag or a preset.
-        parse: a `type` for `add_argument`, or the allowed names, or None for a switch.
-        help: one line.
-        group: the heading in `--help`.
-    """
+    """A field of `Settings`; `parse` is a `type` for `add_argument`, or the allowed names, or None for a switch."""
     return dataclasses.field(default=default, metadata={"parse": parse, "help": help, "group": group})
 
 
@@ -230,11 +223,7 @@ def shown(value: Any) -> str:
 
 
 def differing_settings(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings of a run that change its results and differ from the preset, other than those in `IDENTITY`.
-
-    Args:
-        settings: as `Settings.as_json` gives them and config.json keeps them.
-    """
+    """Those of the settings of config.json that change results and differ from the preset, except `IDENTITY`."""
     preset = Settings.for_dataset(settings["dataset"]).as_json()
     ignored = {*IDENTITY, *FREE_TO_CHANGE} - ({"root"} if settings["dataset"] in OWN_IMAGES else set())
     return {field: value for field, value in settings.items() if field not in ignored and value != preset.get(field)}

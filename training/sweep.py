@@ -115,14 +115,7 @@ def cells_of(settings: Settings, grid: Grid) -> list[Cell]:
 
 
 def run_sweep(settings: Settings, grid: Grid) -> int:
-    """Run every cell that is not finished, one after the other, and print a table of all.
-
-    Args:
-        settings: what the cells share.
-        grid: methods, seeds, name; `dry_run` only lists the cells.
-
-    Returns:
-        The exit status: 0, all cells are finished; 1, a cell failed.
+    """Run every cell that is not finished, one after the other, and print a table; returns 1 where a cell failed.
 
     Raises:
         UserError: bad settings, cells with other settings, or another process runs this sweep.
@@ -220,7 +213,7 @@ def _failure_time(cell: Cell) -> int | None:
 
 
 def record_failure(folder: Path, message: str, trace: str) -> None:
-    """Write failed.json: {"message", "time", "traceback"}; where it cannot be written, the sweep continues."""
+    """Write failed.json; where it cannot be written, the sweep continues."""
     content = {
         "message": " ".join(message.split()),
         "time": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
@@ -233,14 +226,7 @@ def record_failure(folder: Path, message: str, trace: str) -> None:
 
 @contextlib.contextmanager
 def failure_recorded(folder: Path) -> Iterator[None]:
-    """Around a cell: write an error to the failed.json of its folder, the only place that gets the traceback.
-
-    Args:
-        folder: of the cell.
-
-    Raises:
-        UserError: for any error, with its type and its message.
-    """
+    """Around a cell: write an error with its traceback to failed.json, and raise it as a UserError without."""
     try:
         yield
     except Interrupted:

@@ -24,13 +24,7 @@ def require_tensorboard() -> None:
 class TensorBoard:
     """Writes one code length of a run into `folder/tensorboard/{K}bits/`, which TensorBoard shows as one run.
 
-    Args:
-        folder: the run's folder.
-        code_length: K.
-        done: iterations done before; events of later ones, from an interrupted run, are hidden.
-
-    Raises:
-        UserError: tensorboard is not installed.
+    `done` iterations were done before; events of later ones, from an interrupted run, are hidden.
     """
 
     def __init__(self, folder: str | Path, code_length: int, done: int = 0) -> None:

@@ -40,10 +40,6 @@ def load_tensors(path: Path, what: str) -> Any:
     Nothing else is unpickled, so the file cannot run code
     (https://docs.pytorch.org/docs/stable/generated/torch.load.html, `weights_only`).
 
-    Args:
-        path: the file.
-        what: what the file should be, for the message, such as "a checkpoint".
-
     Raises:
         UserError: the file is missing, damaged, or holds other objects.
     """
@@ -61,11 +57,6 @@ def write_file(path: Path, write: Callable[[IO[bytes]], Any], flag: str = "") ->
 
     A reader, or a crash, sees the old file or the new file, never a part of one. A link, a pipe or a device, such as
     /dev/stdout, is written in place.
-
-    Args:
-        path: the file.
-        write: writes the content.
-        flag: the flag that named the file, for the message.
 
     Raises:
         UserError: the disk is full or the folder is not writable; `path` has not changed.
@@ -143,9 +134,7 @@ def locked(path: Path, waiting: str | None = None) -> Iterator[None]:
 
     The library is filelock. On a file system without locks it uses the existence of the file instead, with a warning.
 
-    Args:
-        path: the lock file; created, and left in place or removed by filelock.
-        waiting: log this and wait when another process holds the lock; None: do not wait.
+    `waiting`: log this and wait while another process holds the lock; None: do not wait.
 
     Raises:
         Locked: another process holds the lock, and `waiting` is None.
