@@ -85,11 +85,3 @@ def decode(
         raise BadImage("missing") from None
     except Exception as error:  # a damaged image may raise almost any exception
         raise BadImage(str(error) or type(error).__name__) from error
-
-
-def decode_or_reason(path: str | os.PathLike[str], shorter_side: int) -> np.ndarray | str:
-    """`decode`, or the message of its BadImage."""
-    try:
-        return decode(path, shorter_side)
-    except BadImage as error:
-        return str(error)

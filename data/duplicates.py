@@ -13,13 +13,13 @@ _NAMED = 10  # duplicates that the log names; it counts the others
 
 def content_hashes(dataset: ImageDataset, threads: int) -> list[bytes]:
     """A hash of the content of each image: of its file where there are files, otherwise of its pixels."""
-    source = dataset.source
+    files = dataset.source.files
 
     def digest(row: int) -> bytes:
-        if source.root is None or source.names is None:
-            content = source.image(row).numpy().tobytes()
+        if files is None:
+            content = dataset.source.image(row).numpy().tobytes()
         else:
-            content = (source.root / source.names[row]).read_bytes()
+            content = (files.root / files.names[row]).read_bytes()
         return hashlib.blake2b(content, digest_size=16).digest()
 
     rows = dataset.rows.tolist()

@@ -55,8 +55,8 @@ class ImageDataset(Dataset[tuple[torch.Tensor, torch.Tensor, int]]):
     @property
     def paths(self) -> list[str] | None:
         """One file name per image; None where there are no files."""
-        names = self.source.names
-        return None if names is None else [names[row] for row in self.rows.tolist()]
+        files = self.source.files
+        return None if files is None else [files.names[row] for row in self.rows.tolist()]
 
     def pixels(self, indices: Iterable[int]) -> list[torch.Tensor]:
         """The stored images at `indices`, before any transform: uint8 [3, height, width] each."""

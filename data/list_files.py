@@ -16,6 +16,7 @@ import torch
 from data.image_dataset import Split, make_split
 from data.image_files import open_images
 from data.options import Options
+from data.pixels import ImageFiles
 from data.split import random_split, sample_rows
 from data.transform import shorter_side_for
 from utils.errors import UserError
@@ -202,7 +203,8 @@ def split_of_files(
         UserError: see `open_images`; or no image of a half can be read.
     """
     image_size = options.image_size or 224
-    source = open_images(folder, names, cache_name or name, shorter_side_for(image_size), options)
+    files = ImageFiles(folder, names, shorter_side_for(image_size))
+    source = open_images(files, cache_name or name, options)
     return make_split(name, source, labels, rows, class_names, image_size)
 
 
