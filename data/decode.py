@@ -56,13 +56,8 @@ def decode(
 ) -> np.ndarray:
     """Read an image: uint8 [height, width, 3], with a shorter side of at most `shorter_side` pixels.
 
-    Resized like torchvision's Resize of a Pillow image (bilinear, antialiased).
-
-    Args:
-        path: name of a file, or a file that is open for reading.
-        shorter_side: limit in pixels; smaller images stay as they are.
-        formats: names of the Pillow formats that are tried.
-        most_pixels: larger images are refused after a look at their header; None: Pillow's own limit.
+    It is resized like torchvision's Resize of a Pillow image (bilinear, antialiased). Images of more than `most_pixels`
+    (None: Pillow's own limit) are refused after a look at their header.
 
     Raises:
         BadImage: missing, damaged, cut short, too large, or not an image.

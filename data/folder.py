@@ -76,9 +76,7 @@ def query_counts(sizes: np.ndarray, num_query: int | None, query_share: float) -
 
 
 def load_folder(root: Path, options: Options) -> Split:
-    """Images in ``root/<class>/``, of any format that Pillow reads; classes in alphabetical order.
-
-    --query-share of each class is held out as queries; --num-query overrides it.
+    """Images in ``root/<class>/``; classes in alphabetical order; --num-query overrides --query-share.
 
     Raises:
         UserError: there are no class folders, or a class has no images or too few.

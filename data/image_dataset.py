@@ -65,18 +65,13 @@ class ImageDataset(Dataset[tuple[torch.Tensor, torch.Tensor, int]]):
 
 @dataclass
 class Split:
-    """Queries and database of a dataset; the database is also the training pool.
-
-    Attributes:
-        class_names: one name per label column, or None.
-        validation: images held out of the database, which select the iteration (`hold_out`), or None.
-    """
+    """Queries and database of a dataset; the database is also the training pool."""
 
     name: str
     query: ImageDataset
     database: ImageDataset
-    class_names: list[str] | None
-    validation: ImageDataset | None = None
+    class_names: list[str] | None  # one per label column
+    validation: ImageDataset | None = None  # held out of the database to select the iteration
 
     @property
     def num_classes(self) -> int:

@@ -1,4 +1,4 @@
-"""The image files of a dataset: check that all exist and can be read, and open them with or without a cache."""
+"""The image files of a dataset: check that all can be read, and open them with or without a cache."""
 
 from __future__ import annotations
 

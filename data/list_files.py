@@ -1,7 +1,6 @@
-"""Datasets by lists: image names and label rows in text files, and what these datasets share.
+"""Datasets by lists: image names, one per line, and label rows of 0 and 1; and what all datasets of files share.
 
-An image list has one name per line, a label list one row of 0 and 1 per line. Every error message names the file and,
-where there is one, the line.
+Every error message names the file and, where there is one, the line.
 """
 
 from __future__ import annotations
@@ -155,11 +154,7 @@ def find_folder(root: Path, names: Sequence[str], marker: str, dataset: str) -> 
 
 
 def require_files(paths: Sequence[Path], remedy: str) -> None:
-    """Check that files exist.
-
-    Raises:
-        UserError: the message names the first missing file and gives the `remedy`.
-    """
+    """Raise a UserError with the `remedy` that names the first file that does not exist, if any."""
     for path in paths:
         if not path.is_file():
             raise UserError(f"{path} is missing; {remedy}")
@@ -191,16 +186,10 @@ def split_of_files(
     class_names: list[str] | None,
     cache_name: str | None = None,
 ) -> Split:
-    """Open image files and split them.
-
-    Args:
-        folder: the folder that the n image `names` start from.
-        labels: float32 multi-hot [n, C].
-        rows: query rows and database rows, int64.
-        cache_name: start of the name of the cache file; None: `name`.
+    """`make_split` of the image files `names` in `folder`; the name of their cache starts with `cache_name` or `name`.
 
     Raises:
-        UserError: see `open_images`; or no image of a half can be read.
+        UserError: see `open_images` and `make_split`.
     """
     image_size = options.image_size or 224
     files = ImageFiles(folder, names, shorter_side_for(image_size))

@@ -15,8 +15,7 @@ FILES = ("database_img", "database_label", "query_img", "query_label")
 def load_lists(root: Path, options: Options) -> Split:
     """Images named by lists; names of lists and of images are relative to `root` or absolute.
 
-    ``root/concepts.txt`` names the label columns where it exists. --num-query draws that many images of the query list
-    by the seed.
+    ``root/concepts.txt`` names the label columns where it exists.
 
     Raises:
         UserError: a list is missing, malformed, or does not match the others; images are missing.

@@ -1,13 +1,11 @@
 """One file with all decoded images of a dataset at their stored size, so that training reads no JPEG.
 
-The file has the pixels of one image after the other, uint8 [height, width, 3], and behind them the arrays that describe
-them, as `numpy.savez` writes them. It is written under another name and renamed when it is complete, so a reader sees
-the old file, the new one or none. Reading is `pread` of the rows that a crop needs: the pages belong to the file cache
-of the system, not to the process.
+The file has the pixels of one image after the other, uint8 [height, width, 3], and behind them what describes them, by
+`numpy.savez`. It is renamed when it is complete, so a reader sees the old file, the new one or none. Reading is `pread`
+of the rows that a crop needs: the pages belong to the file cache of the system, not to the process.
 
-The signature of an image is a hash of its name, the size and time of modification of its file, and the stored shorter
-side. A cache with other signatures than the dataset is stale: it is built again, and images with a known signature are
-copied from it.
+The signature of an image is a hash of its name, of the size and time of modification of its file, and of the stored
+shorter side. A cache with other signatures than the dataset's is built again; images with known ones are copied.
 """
 
 from __future__ import annotations
@@ -39,20 +37,13 @@ class StaleCache(Exception):
 
 
 class CachedPixels(PixelSource):
-    """A cache file. Threads and forked processes may read it at the same time.
+    """A cache file: `signatures`, uint64 [n], and `reasons` why images cannot be read, by row.
 
-    Attributes:
-        signatures: uint64 [n].
-        reasons: why an image cannot be read, by its row.
+    Threads and forked processes may read it at the same time.
     """
 
     def __init__(self, path: Path, files: ImageFiles) -> None:
-        """Open the file.
-
-        Raises:
-            FileNotFoundError: there is none.
-            StaleCache: it is cut short, of another version, or damaged behind its pixels.
-        """
+        """Raises StaleCache where the file is cut short, of another version, or damaged behind its pixels."""
         self.path, self.files = path, files
         self._file = os.open(path, os.O_RDONLY)
         weakref.finalize(self, os.close, self._file)

@@ -1,4 +1,4 @@
-"""Sources of stored pixels, with one interface, so that other code need not know where the pixels are."""
+"""Sources of stored pixels, with one interface for files, a cache and memory."""
 
 from __future__ import annotations
 

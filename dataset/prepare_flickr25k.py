@@ -137,10 +137,7 @@ def prepare(
 ) -> list[str]:
     """Unpack the archives to `output` and write the four lists there; returns the lines of the report.
 
-    Args:
-        archives: that of the images and that of the annotations; the first is not needed when they are unpacked.
-        labels: 38, or 24: without the stricter annotations.
-        seed: draws the test list.
+    The archive of the images is not needed when they are unpacked. `seed` draws the test list.
 
     Raises:
         UserError: an archive is missing, damaged or unsafe; annotations or images are missing; the disk is full.

@@ -69,12 +69,7 @@ def draw_test(labels: np.ndarray, per_concept: int, seed: int) -> np.ndarray:
 
 
 def prepare(folder: Path, keep_missing: bool = False, seed: int = 0) -> list[str]:
-    """Write the lists of both protocols to `folder`; returns the lines of the report.
-
-    Args:
-        folder: contains Groundtruth/, ImageList/ and images/.
-        keep_missing: list missing images, too.
-        seed: draws the tc21 test list.
+    """Write the lists of both protocols to `folder`; returns the lines of the report. `seed` draws the tc21 test list.
 
     Raises:
         UserError: a part of the release is missing or malformed; there are no images or too few; the disk is full.
