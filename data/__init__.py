@@ -9,20 +9,20 @@ from pathlib import Path
 from data.cifar10 import load_cifar10
 from data.digits import load_digits
 from data.duplicates import report_duplicates
-from data.flickr25k import load_flickr25k
+from data.flickr25k import FLICKR25K
 from data.folder import load_folder
 from data.image_dataset import ImageDataset, Split, hold_out
 from data.imagenet import load_imagenet
 from data.lists import load_lists
-from data.nus_wide import load_nus_wide_tc10, load_nus_wide_tc21
+from data.nus_wide import TC10, TC21
 from data.options import Options
 from utils.errors import UserError
 
 DATASETS: dict[str, Callable[[Path, Options], Split]] = {
     "cifar-10": load_cifar10,
-    "nus-wide-tc21": load_nus_wide_tc21,
-    "nus-wide-tc10": load_nus_wide_tc10,
-    "flickr25k": load_flickr25k,
+    "nus-wide-tc21": TC21.load,
+    "nus-wide-tc10": TC10.load,
+    "flickr25k": FLICKR25K.load,
     "imagenet": load_imagenet,
     "digits": load_digits,
     "folder": load_folder,
@@ -31,12 +31,7 @@ DATASETS: dict[str, Callable[[Path, Options], Split]] = {
 
 
 def load_data(name: str, root: str | Path, options: Options) -> Split:
-    """Load a dataset and split it into queries and database; the split depends on the seed alone.
-
-    Args:
-        name: one of `DATASETS`.
-        root: the folder of the dataset or of all datasets (docs/datasets.md).
-        options: see `Options`.
+    """Load one of `DATASETS` from the folder `root`, its own or that of all datasets, and split it by the seed.
 
     Raises:
         UserError: an unknown dataset, an option of another dataset, or a dataset that is missing or incomplete.

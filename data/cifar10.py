@@ -1,8 +1,7 @@
-"""CIFAR-10: 60,000 images of 32 × 32 pixels, all in memory, enlarged to S × S batch by batch.
+"""CIFAR-10: 60,000 images of 32 × 32 pixels in memory; 1,000 queries, 100 per class, drawn by the seed.
 
-The five training batches and the test batch are pooled in this order. 100 images per class, drawn by the seed, are the
-queries; the other 59,000 are the database. The files are Python pickles, which can run code, so the MD5 sum of every
-file is compared with the official one before any file is unpickled.
+The five training batches and the test batch are pooled in this order. The files are Python pickles, which can run code,
+so the MD5 sum of every file is compared with the official one before any file is unpickled.
 """
 
 from __future__ import annotations
@@ -12,10 +11,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from data.image_dataset import Split, make_split
+from data.image_dataset import Split, split_in_memory
 from data.options import Options
-from data.pixels import MemoryPixels
-from data.split import one_hot, per_class, stratified_split
 from utils.errors import UserError
 from utils.log import log
 
@@ -28,8 +25,7 @@ def load_cifar10(root: Path, options: Options) -> Split:
     https://docs.pytorch.org/vision/stable/generated/torchvision.datasets.CIFAR10.html
 
     Raises:
-        UserError: the download fails, a file is missing or is not the official one, or the number of queries is not a
-            multiple of the number of classes.
+        UserError: the download fails, a file is missing or is not the official one, or --num-query does not fit.
     """
     # Slow to import, and the other datasets do not need it.
     from torchvision.datasets import CIFAR10
@@ -42,8 +38,7 @@ def load_cifar10(root: Path, options: Options) -> Split:
             log.info("CIFAR-10 is not in %s: downloading 170 MB", root)
             root.mkdir(parents=True, exist_ok=True)
         else:
-            official = [*CIFAR10.train_list, *CIFAR10.test_list, (CIFAR10.meta["filename"], CIFAR10.meta["md5"])]
-            for name, md5 in official:
+            for name, md5 in [*CIFAR10.train_list, *CIFAR10.test_list, (CIFAR10.meta["filename"], CIFAR10.meta["md5"])]:
                 if not check_integrity(folder / name, md5):
                     state = "is not the official file" if (folder / name).is_file() else "is missing"
                     raise UserError(
@@ -59,18 +54,7 @@ def load_cifar10(root: Path, options: Options) -> Split:
             f"machine and unpack it in {root}, so that {folder / CIFAR10.train_list[0][0]} exists."
         ) from error
 
-    pixels = torch.from_numpy(np.concatenate([train.data, test.data]))  # uint8 [60000, 32, 32, 3]
+    pixels = torch.from_numpy(np.concatenate([train.data, test.data])).permute(0, 3, 1, 2)  # uint8 [60000, 3, 32, 32]
     targets = np.array(train.targets + test.targets)
-    num_classes = len(train.classes)
-    counts = [per_class(options.num_query or NUM_QUERY, num_classes, "cifar-10")] * num_classes
-    query, database = stratified_split(targets, counts, options.seed, "cifar-10", train.classes)
-    return make_split(
-        "cifar-10",
-        MemoryPixels(pixels.permute(0, 3, 1, 2)),
-        one_hot(targets, num_classes),
-        query,
-        database,
-        image_size=options.image_size or 224,
-        class_names=train.classes,
-        multi_label=False,
-    )
+    num_query, image_size = options.num_query or NUM_QUERY, options.image_size or 224
+    return split_in_memory("cifar-10", pixels, targets, train.classes, num_query, options.seed, image_size)

@@ -12,6 +12,7 @@ import weakref
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
@@ -24,6 +25,7 @@ from utils.errors import UserError
 from utils.seeding import generator
 
 Batch: TypeAlias = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+Indices: TypeAlias = Sequence[int] | torch.Tensor | np.ndarray
 
 _AHEAD = 2  # batches made ahead of the one in use
 _PARTS = 4  # parts of a batch per thread
@@ -33,10 +35,7 @@ _WHOLE_FROM = 128
 
 
 class _Buffers:
-    """Memory for batches on the CPU, used again as soon as no tensor needs it.
-
-    New memory costs a page fault per 4 KiB, which for a batch of 64 takes a large part of the time.
-    """
+    """Memory for batches on the CPU, used again as soon as no tensor needs it: new memory costs many page faults."""
 
     def __init__(self, shape: tuple[int, ...]) -> None:
         self._shape = shape
@@ -51,60 +50,42 @@ class _Buffers:
         return torch.from_numpy(view)
 
 
+@dataclass(eq=False)
 class BatchLoader:
-    """An iterable of batches with a length. Each iteration gives the same batches."""
+    """An iterable of batches with a length. Each iteration gives the same batches. See `train_batches`.
 
-    def __init__(
-        self,
-        dataset: ImageDataset,
-        index: torch.Tensor,
-        table: np.ndarray,
-        batch_size: int,
-        device: torch.device | str,
-        num_workers: int = 0,
-        channels_last: bool = False,
-        num_batches: int | None = None,
-        whole: bool = False,
-    ) -> None:
-        """See `train_batches` for the other arguments.
+    Attributes:
+        index: positions in the dataset in the order of the batches, int64 [n].
+        table: their windows, int64 [n, 9] (data/transform.py).
+        cuts: batch i has the positions ``index[cuts[i] : cuts[i + 1]]``.
+        whole: make each batch as a whole, with all torch threads, when it is needed; for images in memory only.
+    """
 
-        Args:
-            dataset: the images.
-            index: positions in the dataset in the order of the batches, int64 [n].
-            table: their windows, int64 [n, 9] (data/transform.py).
-            num_batches: make this many batches of nearly equal sizes, instead of full ones and a remainder.
-            whole: make each batch as a whole, with all torch threads, when it is needed; for images in memory only.
+    dataset: ImageDataset
+    index: torch.Tensor
+    table: np.ndarray
+    cuts: Sequence[int]
+    device: torch.device
+    num_workers: int
+    channels_last: bool = False
+    whole: bool = False
 
-        Raises:
-            UserError: `batch_size` is below 1.
-        """
-        if batch_size < 1:
-            raise UserError(f"--batch-size must be 1 or more, not {batch_size}.")
-        self.dataset = dataset
-        self.batch_size = batch_size
-        self.device = torch.device(device)
-        self.num_workers = num_workers
-        self.channels_last = channels_last
-        self._index = index
-        self._table = table
-        self._whole = whole
+    def __post_init__(self) -> None:
+        self._rows = self.dataset.rows[self.index.numpy()]
         self._by_matrices = self.device.type != "cpu"
-        self._cuts = [*range(0, len(index), batch_size), len(index)] if len(index) else [0]
-        if num_batches is not None:
-            self._cuts = np.linspace(0, len(index), num_batches + 1).astype(int).tolist()
 
     def __len__(self) -> int:
-        return len(self._cuts) - 1
+        return len(self.cuts) - 1
 
     def __iter__(self) -> Iterator[Batch]:
-        if isinstance(self.dataset.source, MemoryPixels) and (self._whole or self._by_matrices):
+        if isinstance(self.dataset.source, MemoryPixels) and (self.whole or self._by_matrices):
             yield from self._whole_batches(self.dataset.source)
             return
         size = self.dataset.image_size
-        buffers = _Buffers((min(self.batch_size, len(self._index)), 3, size, size))
+        buffers = _Buffers((int(np.diff(self.cuts).max(initial=0)), 3, size, size))
         threads = self.num_workers or torch.get_num_threads()
         ahead = _AHEAD if self.num_workers else 0
-        starts = deque(itertools.pairwise(self._cuts))
+        starts = deque(itertools.pairwise(self.cuts))
         pending: deque[tuple[torch.Tensor, torch.Tensor, list[Future[None]]]] = deque()
         with ThreadPoolExecutor(threads, thread_name_prefix="batch") as executor:
             try:
@@ -122,27 +103,22 @@ class BatchLoader:
                 executor.shutdown(wait=True, cancel_futures=True)
 
     def _whole_batches(self, source: MemoryPixels) -> Iterator[Batch]:
-        if not len(self._table):
+        if not len(self.table):
             return
         stored = source.on(self.device)
-        resampler = BatchResampler(self._table, self.dataset.image_size, self.device)
-        for low, high in itertools.pairwise(self._cuts):
-            index, rows, _ = self._part(low, high)
-            pixels = stored[torch.from_numpy(rows).to(self.device)]
+        resampler = BatchResampler(self.table, self.dataset.image_size, self.device)
+        for low, high in itertools.pairwise(self.cuts):
+            pixels = stored[torch.from_numpy(self._rows[low:high]).to(self.device)]
             if self._by_matrices:
                 images = resampler.by_matrices(pixels, slice(low, high))
             else:
                 images = resampler.by_sums(pixels, slice(low, high), self.channels_last)
-            yield self._finish(images, index)
-
-    def _part(self, low: int, high: int) -> tuple[torch.Tensor, np.ndarray, np.ndarray]:
-        index = self._index[low:high]
-        return index, self.dataset.rows[index.numpy()], self._table[low:high]
+            yield self._finish(images, self.index[low:high])
 
     def _start(
         self, low: int, high: int, buffers: _Buffers, executor: ThreadPoolExecutor, threads: int
     ) -> tuple[torch.Tensor, torch.Tensor, list[Future[None]]]:
-        index, rows, table = self._part(low, high)
+        rows, table = self._rows[low:high], self.table[low:high]
         if self.device.type == "cuda":  # pragma: no cover - page-locked memory, which torch keeps and reuses by itself
             size = self.dataset.image_size
             images = torch.empty(len(rows), 3, size, size, pin_memory=True)
@@ -155,7 +131,7 @@ class BatchLoader:
             executor.submit(self.dataset.source.fill, rows[low:high], table[low:high], out[low:high])
             for low, high in itertools.pairwise(cuts)
         ]
-        return images, index, parts
+        return images, self.index[low:high], parts
 
     def _finish(self, images: torch.Tensor, index: torch.Tensor) -> Batch:
         labels = self.dataset.labels[index].to(self.device, non_blocking=True)
@@ -165,18 +141,22 @@ class BatchLoader:
         return images, labels, index.clone()
 
 
-def _as_index(dataset: ImageDataset, indices: Sequence[int] | torch.Tensor | np.ndarray | None) -> torch.Tensor:
-    if indices is None:
-        return torch.arange(len(dataset))
+def _as_index(dataset: ImageDataset, indices: Indices) -> torch.Tensor:
     index = torch.as_tensor(indices, dtype=torch.int64).cpu().reshape(-1)
     if len(index) and (int(index.min()) < 0 or int(index.max()) >= len(dataset)):
         raise IndexError(f"indices must be in 0..{len(dataset) - 1}")
     return index
 
 
+def _cuts(count: int, batch_size: int) -> list[int]:
+    if batch_size < 1:
+        raise UserError(f"--batch-size must be 1 or more, not {batch_size}.")
+    return [*range(0, count, batch_size), count] if count else [0]
+
+
 def train_batches(
     dataset: ImageDataset,
-    indices: Sequence[int] | torch.Tensor | np.ndarray,
+    indices: Indices,
     *,
     batch_size: int,
     key: Sequence[int | str],
@@ -189,12 +169,9 @@ def train_batches(
     """One pass over ``dataset[indices]``, shuffled and augmented; the last, smaller batch is kept.
 
     Args:
-        dataset: the images.
         indices: positions in the dataset, int64 [n].
-        batch_size: images per batch.
         key: of `utils.seeding.generator`. The same key gives exactly the same batches.
-        augment: "crop-flip": RandomResizedCrop(S) and mirroring with probability 1/2, with torchvision's defaults;
-            "crop": 60 to 100 % of the area, width / height 9/10 to 10/9, never mirrored; "none": as in evaluation.
+        augment: one of `AUGMENTATIONS`; "none": as in evaluation.
         device: of images and labels.
         num_workers: threads that make batches ahead; 0: a batch is made when it is needed, with all torch threads, and
             so are augmented images in memory of 128 pixels or more with any number.
@@ -217,21 +194,12 @@ def train_batches(
     else:
         table = draw_windows(dataset.source.sizes[rows], dataset.image_size, crop, random)
     part, parts = share
-    num_batches = None
+    cuts = _cuts(len(range(0, len(index), parts)), batch_size)  # of the largest share
+    index, table = index[part::parts], table[part::parts]
     if parts > 1:
-        num_batches = -(-len(range(0, len(index), parts)) // batch_size)  # of the largest share
-        index, table = index[part::parts], table[part::parts]
-    return BatchLoader(
-        dataset,
-        index,
-        table,
-        batch_size,
-        device,
-        num_workers,
-        channels_last,
-        num_batches,
-        whole=crop is not None and dataset.image_size >= _WHOLE_FROM,
-    )
+        cuts = np.linspace(0, len(index), len(cuts)).astype(int).tolist()
+    whole = crop is not None and dataset.image_size >= _WHOLE_FROM
+    return BatchLoader(dataset, index, table, cuts, torch.device(device), num_workers, channels_last, whole)
 
 
 def eval_batches(
@@ -239,11 +207,10 @@ def eval_batches(
     *,
     batch_size: int,
     device: torch.device | str = "cpu",
-    indices: Sequence[int] | torch.Tensor | np.ndarray | None = None,
+    indices: Indices | None = None,
     num_workers: int = 0,
-    channels_last: bool = False,
 ) -> BatchLoader:
     """``dataset[indices]``, or all of it, in order: Resize(256 S / 224) and CenterCrop(S); see `train_batches`."""
-    index = _as_index(dataset, indices)
+    index = _as_index(dataset, torch.arange(len(dataset)) if indices is None else indices)
     table = dataset.eval_windows(dataset.rows[index.numpy()])
-    return BatchLoader(dataset, index, table, batch_size, device, num_workers, channels_last)
+    return BatchLoader(dataset, index, table, _cuts(len(index), batch_size), torch.device(device), num_workers)

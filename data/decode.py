@@ -56,13 +56,8 @@ def decode(
 ) -> np.ndarray:
     """Read an image: uint8 [height, width, 3], with a shorter side of at most `shorter_side` pixels.
 
-    Resized like torchvision's Resize of a Pillow image (bilinear, antialiased).
-
-    Args:
-        path: name of a file, or a file that is open for reading.
-        shorter_side: limit in pixels; smaller images stay as they are.
-        formats: names of the Pillow formats that are tried.
-        most_pixels: larger images are refused after a look at their header; None: Pillow's own limit.
+    It is resized like torchvision's Resize of a Pillow image (bilinear, antialiased). Images of more than `most_pixels`
+    (None: Pillow's own limit) are refused after a look at their header.
 
     Raises:
         BadImage: missing, damaged, cut short, too large, or not an image.
@@ -85,11 +80,3 @@ def decode(
         raise BadImage("missing") from None
     except Exception as error:  # a damaged image may raise almost any exception
         raise BadImage(str(error) or type(error).__name__) from error
-
-
-def decode_or_reason(path: str | os.PathLike[str], shorter_side: int) -> np.ndarray | str:
-    """`decode`, or the message of its BadImage."""
-    try:
-        return decode(path, shorter_side)
-    except BadImage as error:
-        return str(error)

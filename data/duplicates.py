@@ -13,12 +13,13 @@ _NAMED = 10  # duplicates that the log names; it counts the others
 
 def content_hashes(dataset: ImageDataset, threads: int) -> list[bytes]:
     """A hash of the content of each image: of its file where there are files, otherwise of its pixels."""
-    source = dataset.source
+    files = dataset.source.files
 
     def digest(row: int) -> bytes:
-        if source.root is None or source.names is None:
-            return hashlib.blake2b(source.image(row).numpy().tobytes(), digest_size=16).digest()
-        content = (source.root / source.names[row]).read_bytes()
+        if files is None:
+            content = dataset.source.image(row).numpy().tobytes()
+        else:
+            content = (files.root / files.names[row]).read_bytes()
         return hashlib.blake2b(content, digest_size=16).digest()
 
     rows = dataset.rows.tolist()
@@ -34,23 +35,17 @@ def find_duplicates(split: Split, threads: int = 1) -> list[tuple[int, int]]:
     return [(row, first[key]) for row, key in queries if key in first]
 
 
-def report_duplicates(split: Split, threads: int = 1) -> list[tuple[int, int]]:
-    """Log how many queries are in the database too, and the first ten by name; returns `find_duplicates`."""
+def report_duplicates(split: Split, threads: int) -> None:
+    """Log how many queries are in the database too, and the first ten by name."""
     pairs = find_duplicates(split, threads)
     if not pairs:
         log.info("%s: no image is both query and database", split.name)
-        return pairs
+        return
     query, database = split.query.paths, split.database.paths
     shown = ", ".join(
         f"{query[one] if query else f'query {one}'} = {database[other] if database else f'database {other}'}"
         for one, other in pairs[:_NAMED]
     )
-    log.warning(
-        "%s: %d of %d queries are in the database too: %s%s",
-        split.name,
-        len(pairs),
-        len(split.query),
-        shown,
-        f" and {len(pairs) - _NAMED} more" if len(pairs) > _NAMED else "",
-    )
-    return pairs
+    more = f" and {len(pairs) - _NAMED} more" if len(pairs) > _NAMED else ""
+    counts = f"{len(pairs)} of {len(split.query)} queries are in the database too"
+    log.warning("%s: %s: %s%s", split.name, counts, shown, more)

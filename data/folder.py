@@ -33,10 +33,7 @@ def class_folders(root: Path) -> list[str]:
 
 
 def images_below(root: Path, folder: str) -> list[str]:
-    """The images in ``root/folder`` at any depth, by the extensions of their names: sorted, relative to `root`.
-
-    Hidden files and folders are left out.
-    """
+    """The images in ``root/folder`` at any depth, by their extensions: sorted, relative to `root`; no hidden ones."""
     found = []
     for place, folders, files in os.walk(root / folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
@@ -64,14 +61,10 @@ def images_of_classes(root: Path, classes: list[str]) -> tuple[list[str], np.nda
 
 
 def query_counts(sizes: np.ndarray, num_query: int | None, query_share: float) -> list[int]:
-    """Number of queries of each class: `query_share` of it, at least 1; or a share of `num_query` by its size.
+    """Queries of each class of `sizes` images, int [C]: `query_share` of it, at least 1.
 
-    By size: shares are rounded down, and the remaining queries go to the largest remainders, the earlier class first.
-
-    Args:
-        sizes: images per class, int [C].
-        num_query: number of queries of all classes together, or None.
-        query_share: used where `num_query` is None.
+    Where `num_query` is given: its part of them by size, rounded down; the remaining queries go to the largest
+    remainders, the earlier class first.
     """
     if num_query is None:
         return [max(1, int(size * query_share)) for size in sizes.tolist()]
@@ -83,9 +76,7 @@ def query_counts(sizes: np.ndarray, num_query: int | None, query_share: float) -
 
 
 def load_folder(root: Path, options: Options) -> Split:
-    """Images in ``root/<class>/``, of any format that Pillow reads; classes in alphabetical order.
-
-    --query-share of each class is held out as queries; --num-query overrides it.
+    """Images in ``root/<class>/``; classes in alphabetical order; --num-query overrides --query-share.
 
     Raises:
         UserError: there are no class folders, or a class has no images or too few.
@@ -96,15 +87,5 @@ def load_folder(root: Path, options: Options) -> Split:
         raise UserError(f"--num-query {options.num_query} leaves no database: {root} has {len(names)} images.")
     sizes = np.bincount(targets, minlength=len(classes))
     counts = query_counts(sizes, options.num_query, options.query_share or QUERY_SHARE)
-    query, database = stratified_split(targets, counts, options.seed, str(root), classes)
-    return split_of_files(
-        "folder",
-        root,
-        names,
-        one_hot(targets, len(classes)),
-        query,
-        database,
-        options,
-        class_names=classes,
-        multi_label=False,
-    )
+    rows = stratified_split(targets, counts, options.seed, str(root), classes)
+    return split_of_files("folder", root, names, one_hot(targets, len(classes)), rows, options, classes)

@@ -9,23 +9,18 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from data.pixels import PixelSource
+from data.pixels import MemoryPixels, PixelSource
+from data.split import one_hot, per_class, stratified_split
 from data.transform import eval_windows, shorter_side_for
 from utils.errors import UserError
 from utils.seeding import generator
 
 
 class ImageDataset(Dataset[tuple[torch.Tensor, torch.Tensor, int]]):
-    """Some rows of a pixel source with their labels.
+    """The `rows` (int64 [n]) of a pixel source with their `labels`, float32 multi-hot [n, C].
 
-    ``dataset[i]`` is (image float32 [3, S, S], label float32 [C], i). The image is resized, cropped in the centre and
-    normalised with the mean and standard deviation of ImageNet.
-
-    Attributes:
-        labels: float32 multi-hot [n, C].
-        image_size: S in pixels.
-        shorter_side: shorter side in pixels after Resize, before the central crop.
-        source, rows: the pixel source and the rows of it that belong to this dataset (int64 [n]).
+    ``dataset[i]`` is (image float32 [3, S, S], label float32 [C], i), as in evaluation: Resize(`shorter_side`),
+    CenterCrop(S = `image_size`) and normalised as for ImageNet.
     """
 
     def __init__(
@@ -49,7 +44,7 @@ class ImageDataset(Dataset[tuple[torch.Tensor, torch.Tensor, int]]):
         return image[0], self.labels[position], position
 
     def eval_windows(self, rows: np.ndarray) -> np.ndarray:
-        """Resize and CenterCrop of the source's `rows`: windows, int64 [N, 9]."""
+        """Resize and CenterCrop of the source's `rows`, int64 [N]: windows, int64 [N, 9]."""
         return eval_windows(self.source.sizes[rows], self.image_size, self.shorter_side)
 
     def subset(self, positions: np.ndarray) -> ImageDataset:
@@ -60,34 +55,33 @@ class ImageDataset(Dataset[tuple[torch.Tensor, torch.Tensor, int]]):
     @property
     def paths(self) -> list[str] | None:
         """One file name per image; None where there are no files."""
-        names = self.source.names
-        return None if names is None else [names[row] for row in self.rows.tolist()]
+        files = self.source.files
+        return None if files is None else [files.names[row] for row in self.rows.tolist()]
 
     def pixels(self, indices: Iterable[int]) -> list[torch.Tensor]:
-        """The stored pixels of some images, before any transform: a list of uint8 [3, height, width]."""
+        """The stored images at `indices`, before any transform: uint8 [3, height, width] each."""
         return [self.source.image(int(self.rows[range(len(self))[int(index)]])) for index in indices]
 
 
 @dataclass
 class Split:
-    """Queries and database of one dataset.
+    """Queries and database of a dataset; the database is also the training pool."""
 
-    Attributes:
-        query, database: the two halves; the database is also the training pool.
-        num_classes: C, the width of the labels.
-        class_names: one name per label column; None where they have no names.
-        multi_label: whether an image may have several labels.
-        name: the dataset's name, as given to `load_data`.
-        validation: images held out of the database, which select the iteration (`hold_out`), or None.
-    """
-
+    name: str
     query: ImageDataset
     database: ImageDataset
-    num_classes: int
-    class_names: list[str] | None
-    multi_label: bool
-    name: str
-    validation: ImageDataset | None = None
+    class_names: list[str] | None  # one per label column
+    validation: ImageDataset | None = None  # held out of the database to select the iteration
+
+    @property
+    def num_classes(self) -> int:
+        """C, the width of the labels."""
+        return self.database.labels.shape[1]
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether some image has several labels."""
+        return any(bool((half.labels.sum(1) > 1).any()) for half in (self.query, self.database))
 
 
 def hold_out(split: Split, number: int, seed: int) -> Split:
@@ -100,45 +94,52 @@ def hold_out(split: Split, number: int, seed: int) -> Split:
     if number > size - 2:
         raise UserError(f"--validate {number}: the database has only {size} images; give {size - 2} or fewer.")
     order = torch.randperm(size, generator=generator(seed, "validation")).numpy()
-    return replace(
-        split,
-        database=split.database.subset(np.sort(order[number:])),
-        validation=split.database.subset(np.sort(order[:number])),
-    )
+    held, kept = (split.database.subset(np.sort(part)) for part in (order[:number], order[number:]))
+    return replace(split, database=kept, validation=held)
 
 
 def make_split(
     name: str,
     source: PixelSource,
     labels: torch.Tensor,
-    query: np.ndarray,
-    database: np.ndarray,
-    *,
+    rows: tuple[np.ndarray, np.ndarray],
+    class_names: list[str] | None,
     image_size: int,
     shorter_side: int | None = None,
-    class_names: list[str] | None,
-    multi_label: bool,
 ) -> Split:
-    """A `Split` of one pixel source.
+    """A `Split` of one pixel source by its query and database `rows`, int64; `labels` are float32 multi-hot [n, C].
 
     Images that cannot be read (size 0) are left out here, after the draw, so that no other image changes its side.
-
-    Args:
-        name: of the dataset.
-        source: n images.
-        labels: float32 multi-hot [n, C].
-        query, database: rows of the source, int64.
-        image_size, class_names, multi_label: see `ImageDataset` and `Split`.
-        shorter_side: see `ImageDataset`; None: `shorter_side_for(image_size)`.
 
     Raises:
         UserError: no image of a half can be read.
     """
-    shorter_side = shorter_side or shorter_side_for(image_size)
     halves = []
-    for what, rows in (("query", query), ("database", database)):
-        good = rows[source.sizes[rows, 0] > 0]
+    for what, half in zip(("query", "database"), rows, strict=True):
+        good = half[source.sizes[half, 0] > 0]
         if not len(good):
             raise UserError(f"{name}: no {what} image can be read; replace the files.")
-        halves.append(ImageDataset(source, good, labels[torch.from_numpy(good)], image_size, shorter_side))
-    return Split(halves[0], halves[1], labels.shape[1], class_names, multi_label, name)
+        side = shorter_side or shorter_side_for(image_size)
+        halves.append(ImageDataset(source, good, labels[torch.from_numpy(good)], image_size, side))
+    return Split(name, halves[0], halves[1], class_names)
+
+
+def split_in_memory(
+    name: str,
+    pixels: torch.Tensor,
+    targets: np.ndarray,
+    class_names: list[str],
+    num_query: int,
+    seed: int,
+    image_size: int,
+    shorter_side: int | None = None,
+) -> Split:
+    """A `Split` of `pixels`, uint8 [n, 3, h, w], of the classes `targets`, int64 [n]: equally many queries per class.
+
+    Raises:
+        UserError: `num_query` is not a multiple of the number of classes, or leaves a class without database images.
+    """
+    counts = [per_class(num_query, len(class_names), name)] * len(class_names)
+    rows = stratified_split(targets, counts, seed, name, class_names)
+    labels = one_hot(targets, len(class_names))
+    return make_split(name, MemoryPixels(pixels), labels, rows, class_names, image_size, shorter_side)

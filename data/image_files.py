@@ -1,4 +1,4 @@
-"""The image files of a dataset: check that all exist and can be read, and open them with or without a cache."""
+"""The image files of a dataset: check that all can be read, and open them with or without a cache."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from data.decode import BadImage, decode, decode_or_reason
 from data.options import Options
 from data.parallel import in_parallel
 from data.pixel_cache import open_cache
-from data.pixels import PixelSource
+from data.pixels import ImageFiles, PixelSource
 from utils.errors import UserError
 from utils.log import log
 
@@ -37,24 +36,18 @@ def find_files(root: Path, names: Sequence[str], threads: int) -> np.ndarray:
     return np.array([pair for chunk in stats for pair in chunk], dtype=np.int64).reshape(-1, 2)
 
 
-def judge_bad(root: Path, names: Sequence[str], reasons: dict[int, str], on_bad_image: str) -> None:
-    """Stop at bad images, or log that they are left out; both name the first ten.
-
-    Args:
-        root: the folder that the names start from.
-        names: of all images.
-        reasons: why an image is bad, by its row in `names`.
-        on_bad_image: "error" or "skip".
+def judge_bad(files: ImageFiles, reasons: dict[int, str], on_bad_image: str) -> None:
+    """Stop at bad images, or log that they are left out ("skip"); both name the first ten of `reasons`, by row.
 
     Raises:
         UserError: `on_bad_image` is "error", or all images are bad.
     """
     if not reasons:
         return
-    shown = ", ".join(f"{names[row]} ({reasons[row]})" for row in sorted(reasons)[:_NAMED])
+    shown = ", ".join(f"{files.names[row]} ({reasons[row]})" for row in sorted(reasons)[:_NAMED])
     more = f" and {len(reasons) - _NAMED} more" if len(reasons) > _NAMED else ""
-    message = f"{len(reasons)} of {len(names)} images in {root} cannot be used: {shown}{more}"
-    if len(reasons) == len(names):
+    message = f"{len(reasons)} of {len(files.names)} images in {files.root} cannot be used: {shown}{more}"
+    if len(reasons) == len(files.names):
         raise UserError(f"{message}. Is this the right folder?")
     if on_bad_image == "error":
         raise UserError(f"{message}. Replace them, or leave them out with --on-bad-image skip.")
@@ -64,60 +57,51 @@ def judge_bad(root: Path, names: Sequence[str], reasons: dict[int, str], on_bad_
 class FilePixels(PixelSource):
     """Decodes an image from its file each time it is needed."""
 
-    def __init__(self, root: Path, names: Sequence[str], sizes: np.ndarray, shorter_side: int) -> None:
-        self.root, self.names, self.sizes, self.shorter_side = root, names, sizes, shorter_side
+    files: ImageFiles
+
+    def __init__(self, files: ImageFiles, sizes: np.ndarray) -> None:
+        self.files, self.sizes = files, sizes
 
     def read(self, row: int, first: int, last: int) -> np.ndarray:
-        assert self.root is not None and self.names is not None
-        path = self.root / self.names[row]
-        try:
-            pixels = decode(path, self.shorter_side)
-        except BadImage as error:
-            raise UserError(f"{path} could be read when the run began, but not any more ({error}).") from error
+        path, pixels = self.files.root / self.files.names[row], self.files.decode(row)
+        if isinstance(pixels, str):
+            raise UserError(f"{path} could be read when the run began, but not any more ({pixels}).")
         if pixels.shape[:2] != tuple(self.sizes[row]):
             raise UserError(f"{path} has changed since the run began; start the run again.")
         return pixels[first:last]
 
 
-def open_images(root: Path, names: Sequence[str], cache_name: str, shorter_side: int, options: Options) -> PixelSource:
-    """The pixels of image files. Every image has been decoded once; the size of a bad one is (0, 0).
+def check_files(files: ImageFiles, missing: dict[int, str], threads: int) -> tuple[np.ndarray, dict[int, str]]:
+    """Decode all images that are not `missing`: int32 [n, 2] as `PixelSource.sizes`, and why images are bad, by row."""
+    count = len(files.names)
+    sizes, reasons = np.zeros((count, 2), dtype=np.int32), dict(missing)
+    rows = [row for row in range(count) if row not in missing]
+    results = in_parallel(files.decode, rows, threads=threads, count=len(rows), bar="Checking images")
+    for row, result in zip(rows, results, strict=True):
+        if isinstance(result, str):
+            reasons[row] = result
+        else:
+            sizes[row] = result.shape[:2]
+    return sizes, reasons
 
-    Args:
-        root: the folder that the names start from.
-        names: n file names.
-        cache_name: start of the name of the cache file; `shorter_side` follows.
-        shorter_side: images are stored with this shorter side in pixels; smaller ones stay as they are.
-        options: those of `load_data`.
+
+def open_images(files: ImageFiles, cache_name: str, options: Options) -> PixelSource:
+    """The pixels of image files, each decoded once as a check; the size of a bad image is (0, 0).
+
+    `cache_name` is the start of the name of the cache file; the shorter side follows.
 
     Raises:
         UserError: images are missing or cannot be read and should not be skipped; or the cache cannot be written.
     """
-    stats = find_files(root, names, options.threads)
+    stats = find_files(files.root, files.names, options.threads)
     missing = {int(row): "missing" for row in np.flatnonzero(stats[:, 0] < 0)}
-    if options.on_bad_image == "error" or len(missing) == len(names):
-        judge_bad(root, names, missing, "error")
-    source: PixelSource
+    if options.on_bad_image == "error" or len(missing) == len(files.names):
+        judge_bad(files, missing, "error")
     if options.cache == "off":
-        sizes, reasons = np.zeros((len(names), 2), dtype=np.int32), dict(missing)
-        present = np.flatnonzero(stats[:, 0] >= 0).tolist()
-        paths = (root / names[row] for row in present)
-        results = in_parallel(
-            lambda path: decode_or_reason(path, shorter_side),
-            paths,
-            threads=options.threads,
-            count=len(present),
-            bar="Checking images",
-        )
-        for row, result in zip(present, results, strict=True):
-            if isinstance(result, str):
-                reasons[row] = result
-            else:
-                sizes[row] = result.shape[:2]
-        source = FilePixels(root, names, sizes, shorter_side)
-    else:
-        folder = root if options.cache == "on" else Path(options.cache)
-        path = folder / f"{cache_name}-{shorter_side}.pixels"
-        source = cached = open_cache(path, root, names, stats, shorter_side, options.threads)
-        reasons = cached.reasons
-    judge_bad(root, names, reasons, options.on_bad_image)
-    return source
+        sizes, reasons = check_files(files, missing, options.threads)
+        judge_bad(files, reasons, options.on_bad_image)
+        return FilePixels(files, sizes)
+    folder = files.root if options.cache == "on" else Path(options.cache)
+    cached = open_cache(folder / f"{cache_name}-{files.shorter_side}.pixels", files, stats, options.threads)
+    judge_bad(files, cached.reasons, options.on_bad_image)
+    return cached

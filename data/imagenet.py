@@ -17,7 +17,7 @@ from data.options import Options
 from data.split import one_hot, per_class, sample_rows
 from utils.errors import UserError
 
-FOLDERS = ("imagenet", "ImageNet", "imagenet100", "ImageNet100", "ILSVRC2012")
+_FOLDERS = ("imagenet", "ImageNet", "imagenet100", "ImageNet100", "ILSVRC2012")
 QUERY_PER_CLASS = 50
 
 
@@ -27,14 +27,14 @@ def load_imagenet(root: Path, options: Options) -> Split:
     Raises:
         UserError: a folder is missing, a class has no images, or a class has fewer images than --num-query needs.
     """
-    folder = find_folder(root, FOLDERS, "train", "ImageNet")
+    folder = find_folder(root, _FOLDERS, "train", "ImageNet")
     train, val = folder / "train", folder / "val"
     if not val.is_dir():
         raise UserError(f"{val} is missing; the queries come from val/<class>/ (docs/datasets.md).")
     classes, val_classes = class_folders(train), class_folders(val)
-    for one, other, names in ((val, train, {*val_classes} - {*classes}), (train, val, {*classes} - {*val_classes})):
-        if names:
-            raise UserError(f"Class {min(names)} is in {one} but not in {other}; both need the same class folders.")
+    for one, other, extra in ((val, train, {*val_classes} - {*classes}), (train, val, {*classes} - {*val_classes})):
+        if extra:
+            raise UserError(f"Class {min(extra)} is in {one} but not in {other}; both need the same class folders.")
     train_names, train_targets = images_of_classes(train, classes)
     val_names, val_targets = images_of_classes(val, classes)
 
@@ -50,14 +50,7 @@ def load_imagenet(root: Path, options: Options) -> Split:
         size = min(wanted or QUERY_PER_CLASS, len(members))
         chosen.append(members[sample_rows(len(members), size, options.seed, label)])
 
-    return split_of_files(
-        "imagenet",
-        folder,
-        [f"train/{name}" for name in train_names] + [f"val/{name}" for name in val_names],
-        one_hot(np.concatenate([train_targets, val_targets]), len(classes)),
-        len(train_names) + np.concatenate(chosen),
-        np.arange(len(train_names)),
-        options,
-        class_names=classes,
-        multi_label=False,
-    )
+    names = [f"train/{name}" for name in train_names] + [f"val/{name}" for name in val_names]
+    labels = one_hot(np.concatenate([train_targets, val_targets]), len(classes))
+    rows = (len(train_names) + np.concatenate(chosen), np.arange(len(train_names)))
+    return split_of_files("imagenet", folder, names, labels, rows, options, classes)

@@ -1,12 +1,12 @@
-"""Datasets by lists: image names and label rows in text files, and what these datasets share.
+"""Datasets by lists: image names, one per line, and label rows of 0 and 1; and what all datasets of files share.
 
-An image list has one name per line, a label list one row of 0 and 1 per line. Every error message names the file and,
-where there is one, the line.
+Every error message names the file and, where there is one, the line.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,20 +15,18 @@ import torch
 from data.image_dataset import Split, make_split
 from data.image_files import open_images
 from data.options import Options
-from data.split import sample_rows
+from data.pixels import ImageFiles
+from data.split import random_split, sample_rows
 from data.transform import shorter_side_for
 from utils.errors import UserError
 
-IMAGE_SIZE = 224
 _BOM = b"\xef\xbb\xbf"
 
 # ---- Reading lists ----
 
 
 def read_lines(path: Path) -> list[bytes]:
-    """The lines of a text file, without line ends and surrounding blanks; blank lines at the end are dropped.
-
-    Lines end with LF or CRLF.
+    """The lines of a text file, without line ends (LF or CRLF), surrounding blanks, and blank lines at the end.
 
     Raises:
         UserError: the file cannot be read, is empty, or has a blank line before its end.
@@ -40,9 +38,9 @@ def read_lines(path: Path) -> list[bytes]:
     lines = [line.strip() for line in content.removeprefix(_BOM).rstrip().split(b"\n")]
     if lines == [b""]:
         raise UserError(f"{path} is empty; it needs one line per image.")
-    for number, line in enumerate(lines, 1):
-        if not line:
-            raise UserError(f"{path}, line {number} is blank; remove it, since each line stands for one image.")
+    if b"" in lines:
+        number = lines.index(b"") + 1
+        raise UserError(f"{path}, line {number} is blank; remove it, since each line stands for one image.")
     return lines
 
 
@@ -65,11 +63,7 @@ def read_names(path: Path) -> list[str]:
 
 
 def read_labels(path: Path, widths: Collection[int] | None = None) -> torch.Tensor:
-    """Multi-hot label rows: float32 [n, C].
-
-    Args:
-        path: a text file with one row of 0 and 1, separated by blanks, per line.
-        widths: the allowed C; None: any.
+    """Multi-hot label rows, separated by blanks: float32 [n, C], with C one of `widths` (None: any C).
 
     Raises:
         UserError: see `read_lines`; or an entry is not 0 or 1, or the rows have different widths or a wrong one.
@@ -94,39 +88,31 @@ def read_labels(path: Path, widths: Collection[int] | None = None) -> torch.Tens
     return torch.from_numpy((digits - ord("0")).astype(np.float32))
 
 
-def read_pair(
-    names_path: Path, labels_path: Path, widths: Collection[int] | None = None
-) -> tuple[list[str], torch.Tensor]:
-    """A list of images and their label rows: n names, float32 [n, C].
-
-    Raises:
-        UserError: see `read_names` and `read_labels`; or the two files have different lengths.
-    """
-    names, labels = read_names(names_path), read_labels(labels_path, widths)
-    if len(names) != len(labels):
-        raise UserError(
-            f"{names_path} has {len(names)} images, {labels_path} has {len(labels)} label rows; "
-            "row i must belong to line i of the image list."
-        )
-    return names, labels
-
-
-def read_two_pairs(
-    database: tuple[Path, Path], query: tuple[Path, Path], widths: Collection[int] | None = None
+def read_pairs(
+    pairs: Sequence[tuple[Path, Path]], widths: Collection[int] | None = None
 ) -> tuple[list[str], torch.Tensor, int]:
-    """The database list followed by the query list: n names, float32 [n, C], number of database images.
+    """Pairs of an image list and its label rows, pooled: n names, float32 [n, C], number of images of the first pair.
 
     Raises:
-        UserError: see `read_pair`; or the label rows of the two lists have different widths.
+        UserError: see `read_names` and `read_labels`; or files have different lengths, or label rows different widths.
     """
-    database_names, database_labels = read_pair(*database, widths)
-    query_names, query_labels = read_pair(*query, widths)
-    if database_labels.shape[1] != query_labels.shape[1]:
-        raise UserError(
-            f"{database[1]} has {database_labels.shape[1]} labels per row, {query[1]} has {query_labels.shape[1]}; "
-            "both need the same."
-        )
-    return database_names + query_names, torch.cat([database_labels, query_labels]), len(database_names)
+    names: list[str] = []
+    labels: list[torch.Tensor] = []
+    for names_path, labels_path in pairs:
+        listed = read_names(names_path)
+        labels.append(read_labels(labels_path, widths))
+        count, width = labels[-1].shape
+        if len(listed) != count:
+            raise UserError(
+                f"{names_path} has {len(listed)} images, {labels_path} has {count} label rows; "
+                "row i must belong to line i of the image list."
+            )
+        if width != labels[0].shape[1]:
+            raise UserError(
+                f"{pairs[0][1]} has {labels[0].shape[1]} labels per row, {labels_path} has {width}; both need the same."
+            )
+        names += listed
+    return names, torch.cat(labels), len(labels[0])
 
 
 def read_class_names(path: Path, num_classes: int) -> list[str] | None:
@@ -167,31 +153,27 @@ def find_folder(root: Path, names: Sequence[str], marker: str, dataset: str) -> 
     )
 
 
-def require_files(folder: Path, names: Sequence[str], remedy: str) -> None:
-    """Check that the files `names` exist in `folder`.
+def require_files(paths: Sequence[Path], remedy: str) -> None:
+    """Raise a UserError with the `remedy` that names the first file that does not exist, if any."""
+    for path in paths:
+        if not path.is_file():
+            raise UserError(f"{path} is missing; {remedy}")
+
+
+def split_by_lists(count: int, num_database: int, options: Options, dataset: str) -> tuple[np.ndarray, np.ndarray]:
+    """Query and database rows: of `count` pooled images the first `num_database`, and of the others --num-query or all.
 
     Raises:
-        UserError: the message names the first missing file and gives the `remedy`.
+        UserError: the query list has fewer images than --num-query.
     """
-    for name in names:
-        if not (folder / name).is_file():
-            raise UserError(f"{folder / name} is missing; {remedy}")
-
-
-def given_query(count: int, options: Options, dataset: str) -> np.ndarray:
-    """The used rows of a query list of `count` images: all, or --num-query of them drawn by the seed; ascending.
-
-    Raises:
-        UserError: the list has fewer images than --num-query.
-    """
-    if options.num_query is None:
-        return np.arange(count)
-    if options.num_query > count:
+    in_list = count - num_database
+    if (options.num_query or 0) > in_list:
         raise UserError(
-            f"--num-query {options.num_query}: the query list of {dataset} has only {count} images; "
+            f"--num-query {options.num_query}: the query list of {dataset} has only {in_list} images; "
             "give that many or fewer."
         )
-    return sample_rows(count, options.num_query, options.seed)
+    query = sample_rows(in_list, options.num_query or in_list, options.seed)
+    return num_database + query, np.arange(num_database)
 
 
 def split_of_files(
@@ -199,39 +181,61 @@ def split_of_files(
     folder: Path,
     names: Sequence[str],
     labels: torch.Tensor,
-    query: np.ndarray,
-    database: np.ndarray,
+    rows: tuple[np.ndarray, np.ndarray],
     options: Options,
-    *,
     class_names: list[str] | None,
-    multi_label: bool,
     cache_name: str | None = None,
 ) -> Split:
-    """Open the images (`image_files.open_images`) and split them.
-
-    Args:
-        name: the name of the dataset.
-        folder: the folder that the image names start from.
-        names: n image names.
-        labels: float32 multi-hot [n, C].
-        query, database: rows of `names`, int64.
-        options: those of `load_data`.
-        class_names: names of the C label columns, or None.
-        multi_label: whether an image may have several labels.
-        cache_name: start of the name of the cache file; None: `name`.
+    """`make_split` of the image files `names` in `folder`; the name of their cache starts with `cache_name` or `name`.
 
     Raises:
-        UserError: see `open_images`; or no image of a half can be read.
+        UserError: see `open_images` and `make_split`.
     """
-    image_size = options.image_size or IMAGE_SIZE
-    source = open_images(folder, names, cache_name or name, shorter_side_for(image_size), options)
-    return make_split(
-        name,
-        source,
-        labels,
-        query,
-        database,
-        image_size=image_size,
-        class_names=class_names,
-        multi_label=multi_label,
-    )
+    image_size = options.image_size or 224
+    files = ImageFiles(folder, names, shorter_side_for(image_size))
+    source = open_images(files, cache_name or name, options)
+    return make_split(name, source, labels, rows, class_names, image_size)
+
+
+@dataclass(frozen=True)
+class ListedDataset:
+    """A dataset of several labels per image that its users share as lists.
+
+    Attributes:
+        folders: names of its folder; the first goes into messages.
+        images: the folder of the images in it; names in the lists may start with it or not.
+        lists: pairs of an image list and its label list; the first is the database list, the second the query list.
+        widths: allowed numbers of labels.
+        num_query: this many images of all lists, drawn by the seed, are the queries; None: the query list.
+        class_names: the file that names the label columns.
+        command: makes the lists from the official release.
+    """
+
+    name: str
+    title: str
+    folders: tuple[str, ...]
+    images: str
+    lists: tuple[tuple[str, str], ...]
+    widths: frozenset[int]
+    num_query: int | None
+    class_names: str
+    command: str
+
+    def load(self, root: Path, options: Options) -> Split:
+        """Read the lists and open the images.
+
+        Raises:
+            UserError: lists or images are missing or do not match.
+        """
+        folder = find_folder(root, self.folders, self.lists[0][0], self.title)
+        pairs = [(folder / images, folder / labels) for images, labels in self.lists]
+        remedy = f"get the lists, or make them with python -m dataset.{self.command} (docs/datasets.md)."
+        require_files([path for pair in pairs for path in pair], remedy)
+        names, labels, num_database = read_pairs(pairs, self.widths)
+        if self.num_query is None or options.split == "lists":
+            rows = split_by_lists(len(names), num_database, options, self.name)
+        else:
+            rows = random_split(len(names), options.num_query or self.num_query, options.seed, self.name)
+        names = [with_prefix(name, self.images) for name in names]
+        class_names = read_class_names(folder / self.class_names, labels.shape[1])
+        return split_of_files(self.name, folder, names, labels, rows, options, class_names)

@@ -28,9 +28,9 @@ class Options:
         num_query: number of queries; None: the protocol of the dataset.
         image_size: S, side of the square images in pixels; None: 224 (digits: 64).
         split: flickr25k: "lists" for the split of the lists; None: the protocol of the dataset.
-        query_share: folder: share of each class held out as queries, above 0 and below 1; None: 0.1.
-        database_img, database_label, query_img, query_label: lists: names of the four files, relative to the root
-            folder or absolute; None: the name of the option with .txt.
+        query_share: folder: share of each class held out as queries; None: 0.1.
+        database_img, database_label, query_img, query_label: lists: the four files, relative to the root folder or
+            absolute; None: the name of the option with .txt.
         on_bad_image: "error", or "skip": unreadable images are left out of the split.
         cache: "on" keeps the decoded images in a file in the dataset's folder, "off" keeps none; any other text is
             the folder for that file.
@@ -72,11 +72,7 @@ class Options:
             raise UserError(f"--cache must be on, off or a folder, not {self.cache!r}.")
 
     def require_fitting(self, dataset: str) -> None:
-        """Refuse an option that belongs to another dataset.
-
-        Raises:
-            UserError: the message names the flag and its dataset.
-        """
+        """Raise a UserError that names an option of another dataset."""
         for field in fields(self):
             owner = ONLY_FOR.get(field.name, dataset)
             if owner != dataset and getattr(self, field.name) is not None:

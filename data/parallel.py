@@ -16,16 +16,10 @@ Result = TypeVar("Result")
 def in_parallel(
     work: Callable[[Item], Result], items: Iterable[Item], *, threads: int, count: int, bar: str, images: int = 1
 ) -> Iterator[Result]:
-    """``map(work, items)`` by threads, with the results in order.
-
-    At most 8 results per thread wait at any time, so that the memory does not grow with the number of items.
+    """``map(work, items)`` by threads, with the results in order, at most 8 of which per thread wait in memory.
 
     Args:
-        work: called with each item, from several threads at once.
-        items: its arguments.
-        threads: number of threads.
-        count: number of items, for the progress bar.
-        bar: text of the progress bar, which is shown on a terminal only.
+        count: number of items, for the progress bar `bar`, which is shown on a terminal only.
         images: number of images that each item stands for.
     """
     waiting: deque[Future[Result]] = deque()

@@ -1,23 +1,43 @@
-"""Sources of stored pixels, with one interface, so that other code need not know where the pixels are."""
+"""Sources of stored pixels, with one interface for files, a cache and memory."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from data.decode import BadImage, decode
 from data.transform import HEIGHT, TOP, make_image
+
+
+@dataclass(frozen=True)
+class ImageFiles:
+    """The files of n images: their names, which start from the folder `root`.
+
+    They are stored with a shorter side of `shorter_side` pixels; smaller ones stay as they are.
+    """
+
+    root: Path
+    names: Sequence[str]
+    shorter_side: int
+
+    def decode(self, row: int) -> np.ndarray | str:
+        """An image, uint8 [height, width, 3], or why it cannot be read."""
+        try:
+            return decode(self.root / self.names[row], self.shorter_side)
+        except BadImage as error:
+            return str(error)
 
 
 class PixelSource(ABC):
     """n stored images, uint8 RGB. Reading is safe from several threads at once."""
 
     sizes: np.ndarray  # int32 [n, 2]: (height, width) of each stored image; (0, 0) where it cannot be read
-    names: Sequence[str] | None = None  # one file name per image, where there are files
-    root: Path | None = None  # the folder that the names start from
+    files: ImageFiles | None = None  # None for images that are in memory only
 
     def __len__(self) -> int:
         return len(self.sizes)

@@ -1,4 +1,7 @@
-"""Which images are queries; this depends only on the seed and on the order of the labels."""
+"""Which images are queries; this depends only on the seed and on the order of the labels.
+
+Rows are int64 and ascending. In error messages, `where` names the dataset.
+"""
 
 from __future__ import annotations
 
@@ -10,30 +13,21 @@ from utils.seeding import generator
 
 
 def rest_of(count: int, query: np.ndarray) -> np.ndarray:
-    """The rows of ``range(count)`` that are not in `query`, ascending: int64."""
-    keep = np.ones(count, dtype=bool)
-    keep[query] = False
-    return np.flatnonzero(keep)
+    """The rows of ``range(count)`` that are not in `query`."""
+    return np.setdiff1d(np.arange(count), query)
 
 
 def sample_rows(count: int, size: int, seed: int, *purpose: int | str) -> np.ndarray:
-    """`size` numbers of ``range(count)`` without replacement, ascending: int64 [size].
-
-    Args:
-        count: the numbers are drawn from 0 to ``count - 1``.
-        size: how many are drawn.
-        seed: of the run.
-        purpose: draws with different purposes are independent.
-    """
+    """`size` rows of ``range(count)`` without replacement; draws with different purposes are independent."""
     order = torch.randperm(count, generator=generator(seed, "split", *purpose))
     return np.sort(order[:size].numpy())
 
 
 def random_split(count: int, num_query: int, seed: int, where: str) -> tuple[np.ndarray, np.ndarray]:
-    """`num_query` of `count` images at random, and the others: query rows, database rows, both int64 and ascending.
+    """`num_query` of `count` images at random, and the others: query rows, database rows.
 
     Raises:
-        UserError: the database would be empty; `where` names the dataset.
+        UserError: the database would be empty.
     """
     if num_query >= count:
         raise UserError(f"{where}: {num_query} queries of {count} images leave no database; give a lower --num-query.")
@@ -45,7 +39,7 @@ def per_class(num_query: int, num_classes: int, where: str) -> int:
     """Queries per class.
 
     Raises:
-        UserError: `num_query` is not a multiple of the number of classes; `where` names the dataset.
+        UserError: `num_query` is not a multiple of the number of classes.
     """
     if num_query % num_classes:
         raise UserError(
@@ -58,14 +52,7 @@ def per_class(num_query: int, num_classes: int, where: str) -> int:
 def stratified_split(
     targets: np.ndarray, counts: list[int], seed: int, where: str, class_names: list[str]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """``counts[c]`` images of each class c at random, and the others: query rows, database rows, int64, ascending.
-
-    Args:
-        targets: int [n], the class of each image.
-        counts: queries per class.
-        seed: of the run.
-        where: the dataset or its folder, for the message.
-        class_names: for the message.
+    """``counts[c]`` images of each class c of `targets`, int [n], at random, and the others: query and database rows.
 
     Raises:
         UserError: a class would have no image in the database.
@@ -84,7 +71,7 @@ def stratified_split(
 
 
 def one_hot(targets: np.ndarray, num_classes: int) -> torch.Tensor:
-    """Label rows float32 [n, C] of the classes int [n]."""
-    labels = torch.zeros(len(targets), num_classes, dtype=torch.float32)
-    labels[torch.arange(len(targets)), torch.from_numpy(targets.astype(np.int64))] = 1.0
+    """Label rows float32 [n, C] of the classes int64 [n]."""
+    labels = torch.zeros(len(targets), num_classes)
+    labels[torch.arange(len(targets)), torch.from_numpy(targets)] = 1
     return labels

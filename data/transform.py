@@ -1,12 +1,11 @@
 """How images are cropped and resized: torchvision's transforms, drawn for a whole pass at once.
 
-A *window* describes how one output image is made from one stored image: a box of the stored image is resized
-(bilinear, antialiased: the triangle filter of Pillow and torchvision) to an output size, and S × S pixels of that
-output are kept, mirrored or not. In RandomResizedCrop the box is the crop and the whole output is kept; in Resize and
-CenterCrop the box is the whole image and the centre of the output is kept.
+A *window* describes one image: a box of a stored image is resized (bilinear, antialiased) to an output size, and S × S
+pixels of that are kept, mirrored or not. In RandomResizedCrop the box is the crop and the whole output is kept; in
+Resize and CenterCrop the box is the whole image and the centre of the output is kept.
 
-There are two implementations: torch's own resizing of uint8 images, one at a time, on a CPU (`make_image`), and a few
-operations for a whole batch of images of one size (`BatchResampler`). They differ by at most one grey level of 255.
+`make_image` makes one image on a CPU, `BatchResampler` a whole batch of images of one size; they differ by at most one
+grey level of 255.
 
 Source: https://docs.pytorch.org/vision/stable/generated/torchvision.transforms.RandomResizedCrop.html
 """
@@ -36,17 +35,11 @@ _TRIES = 10  # torchvision draws up to ten crops before it falls back to a centr
 
 @dataclass(frozen=True)
 class RandomCrop:
-    """Distribution of random crops.
+    """Distribution of random crops."""
 
-    Attributes:
-        scale: smallest and largest share of the area; uniform.
-        ratio: smallest and largest width / height; log-uniform.
-        flip: probability of a mirror image.
-    """
-
-    scale: tuple[float, float]
-    ratio: tuple[float, float]
-    flip: float
+    scale: tuple[float, float]  # smallest and largest share of the area; uniform
+    ratio: tuple[float, float]  # smallest and largest width / height; log-uniform
+    flip: float  # probability of a mirror image
 
 
 AUGMENTATIONS: dict[str, RandomCrop | None] = {
@@ -69,21 +62,11 @@ def resized_size(height: int, width: int, shorter_side: int) -> tuple[int, int]:
 
 
 def draw_windows(sizes: np.ndarray, image_size: int, crop: RandomCrop, generator: torch.Generator) -> np.ndarray:
-    """Draw a random crop, mirrored or not, for each image.
+    """Random crops, mirrored or not, of images of `sizes` (height, width), int [n, 2]: windows, int64 [n, 9].
 
-    The distribution is that of torchvision's ``RandomResizedCrop.get_params``: up to ten tries of area × U(scale) and
-    exp(U(log ratio)); the first that fits into the image is used, at a uniform place; if none fits, the central crop
-    with the nearest allowed ratio. Each image uses the same number of random numbers, so that the size of one image
-    does not change the crops of others.
-
-    Args:
-        sizes: int [n, 2], (height, width) of each stored image.
-        image_size: S in pixels.
-        crop: the distribution.
-        generator: source of the random numbers.
-
-    Returns:
-        Windows, int64 [n, 9], with the columns named above.
+    As torchvision's ``RandomResizedCrop.get_params``: up to ten tries of area × U(scale) and exp(U(log ratio)); the
+    first that fits into the image is used, at a uniform place; if none fits, the central crop with the nearest allowed
+    ratio. Each image uses the same number of random numbers, so that its size does not change the crops of others.
     """
     n = len(sizes)
     draws = torch.rand(n, 2 * _TRIES + 3, generator=generator, dtype=torch.float64).numpy()
@@ -130,15 +113,11 @@ def eval_windows(sizes: np.ndarray, image_size: int, shorter_side: int) -> np.nd
 
 
 def make_image(rows: np.ndarray, window: np.ndarray, out: np.ndarray) -> None:
-    """Crop, resize, mirror and normalise one image.
+    """Crop, resize, mirror and normalise one image into `out`, float32 [3, S, S], by its `window`, int64 [9].
 
-    Before normalisation the pixels equal those of torchvision's ``resized_crop`` and ``horizontal_flip``, or ``resize``
-    and ``center_crop``, of the same uint8 tensor, on a CPU with AVX2 (elsewhere torchvision resizes floats).
-
-    Args:
-        rows: uint8 [HEIGHT, w, 3], the rows ``TOP`` to ``TOP + HEIGHT - 1`` of the stored image.
-        window: int64 [9].
-        out: float32 [3, S, S], receives the image.
+    `rows` are the stored image's in the window's box, uint8 [HEIGHT, w, 3]. Before normalisation the pixels equal those
+    of torchvision's ``resized_crop`` and ``horizontal_flip``, or ``resize`` and ``center_crop``, of the same uint8
+    tensor, on a CPU with AVX2 (elsewhere torchvision resizes floats).
     """
     _, left, _, width, out_height, out_width, offset_y, offset_x, flip = window.tolist()
     # This runs in threads of the loader, where torch must not start further threads. It resizes 8-bit images with one
@@ -157,12 +136,9 @@ def make_image(rows: np.ndarray, window: np.ndarray, out: np.ndarray) -> None:
 def interpolation_taps(lines: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Which stored positions each output is the weighted sum of.
 
-    The filter is the triangle of half width max(1, length / total), cut off at both ends; the weights sum to 1.
-
-    Args:
-        lines: int64 [N, 4], (length, total, offset, mirrored) of each line: `length` positions, numbered from 0, are
-            resized to `total` outputs, of which `count` from `offset` on are kept, in reverse order if mirrored is 1.
-        count: number of outputs per line.
+    `lines` are (length, total, offset, mirrored), int64 [N, 4]: `length` positions, numbered from 0, are resized to
+    `total` outputs, of which `count` from `offset` on are kept, in reverse order if mirrored is 1. The filter is the
+    triangle of half width max(1, length / total), cut off at both ends; the weights sum to 1.
 
     Returns:
         Positions, int64 [N, count, taps], and weights, float32 [N, count, taps].
@@ -181,14 +157,12 @@ def interpolation_taps(lines: torch.Tensor, count: int) -> tuple[torch.Tensor, t
 
 
 class BatchResampler:
-    """Crops, resizes, mirrors and normalises the batches of one pass, each with a few operations for the whole batch.
+    """Makes the batches of one pass, whose windows are `table`, int64 [n, 9], from stored images of one size.
 
-    There are two implementations for stored images of one size: matrix products for a GPU, sums of rows for a CPU.
-    Neither rounds to whole grey levels.
+    By matrix products for a GPU, or sums of rows for a CPU; neither rounds to whole grey levels.
     """
 
     def __init__(self, table: np.ndarray, image_size: int, device: torch.device | str = "cpu") -> None:
-        """`table` has the windows of the pass in the order of its batches, int64 [n, 9]."""
         self._size = image_size
         vertical = table[:, [HEIGHT, OUT_HEIGHT, OFFSET_Y, FLIP]] * (1, 1, 1, 0)  # never mirrored
         horizontal = table[:, [WIDTH, OUT_WIDTH, OFFSET_X, FLIP]]
@@ -203,10 +177,7 @@ class BatchResampler:
         self._scale, self._bias = (torch.from_numpy(row)[:, None, None].to(device) for row in (PIXEL_SCALE, PIXEL_BIAS))
 
     def by_matrices(self, pixels: torch.Tensor, batch: slice) -> torch.Tensor:
-        """Two matrix products per image: float32 [N, 3, S, S].
-
-        `pixels` has the stored images of the windows ``table[batch]``, uint8 [N, 3, h, w], on the device.
-        """
+        """float32 [N, 3, S, S] from the stored images of the windows ``table[batch]``, uint8 [N, 3, h, w]."""
         normalised = pixels.float().mul_(self._scale).add_(self._bias)
         count, _, height, width = normalised.shape
         vertical, horizontal = (
@@ -216,11 +187,9 @@ class BatchResampler:
         return vertical[:, None] @ (normalised @ horizontal.transpose(1, 2)[:, None])
 
     def by_sums(self, pixels: torch.Tensor, batch: slice, channels_last: bool = False) -> torch.Tensor:
-        """Weighted sums of a few columns, then of a few rows, for each output: float32 [N, 3, S, S].
+        """As `by_matrices`, by weighted sums of a few columns, then of a few rows, for each output.
 
-        `pixels` as in `by_matrices`. ``torch.nn.functional.embedding_bag`` sums in one pass over the output, whose
-        memory format is channels-last on request. The bits of an image depend neither on the memory format nor on
-        its batch nor on the number of threads.
+        The bits of an image depend neither on the memory format nor on its batch nor on the number of threads.
         """
         count, _, height, width = pixels.shape
         columns = pixels.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)  # [N, w, 3, h]

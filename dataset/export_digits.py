@@ -2,9 +2,8 @@
 
     python -m dataset.export_digits DIR
 
-``DIR/7/0123.png`` is image 123 of 1,797 and shows a 7. It has 64 × 64 pixels and is the same image as in the dataset
-``digits`` (data/digits.py). ``--part query`` writes only the 300 images that are queries in a run with the same
-``--seed``, ``--part database`` only the others.
+``DIR/7/0123.png`` is image 123 of 1,797 and shows a 7, as in the dataset ``digits`` (64 × 64 pixels). ``--part query``
+writes only the 300 images that are queries in a run with the same ``--seed``, ``--part database`` only the others.
 """
 
 from __future__ import annotations
@@ -20,21 +19,11 @@ from dataset.official_release import print_report
 from utils.command import Parser, bounded
 from utils.errors import UserError
 
-NAME = "python -m dataset.export_digits"
 PARTS = ("all", "query", "database")
 
 
 def export(folder: Path, part: str = "all", seed: int = 0, image_size: int = 64) -> list[str]:
-    """Write the images to ``folder/<class>/``.
-
-    Args:
-        folder: is created.
-        part: one of `PARTS`.
-        seed: of the split.
-        image_size: side of the images in pixels.
-
-    Returns:
-        The lines of the report.
+    """Write one of `PARTS` to ``folder/<class>/``, in images of `image_size` pixels; returns the lines of the report.
 
     Raises:
         UserError: a file could not be written.
@@ -54,17 +43,13 @@ def export(folder: Path, part: str = "all", seed: int = 0, image_size: int = 64)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run with the given command line; returns the exit status (`utils.command.run_command`)."""
-
-    def work() -> list[str]:
-        parser = Parser(prog=NAME, description="Write scikit-learn's digits as PNG files, one folder per class.")
-        parser.add_argument("folder", type=Path, metavar="DIR", help="folder for the folders 0 to 9; is created")
-        parser.add_argument("--part", choices=PARTS, default="all", help="all images, or the queries or database [all]")
-        parser.add_argument("--seed", type=bounded(int, 0), default=0, help="seed of the split into these parts [0]")
-        given = parser.parse_args(arguments)
-        return export(given.folder, given.part, given.seed)
-
-    return print_report(NAME, work)
+    """The command; returns the exit status."""
+    name = "python -m dataset.export_digits"
+    parser = Parser(prog=name, description="Write scikit-learn's digits as PNG files, one folder per class.")
+    parser.add_argument("folder", type=Path, metavar="DIR", help="folder for the folders 0 to 9; is created")
+    parser.add_argument("--part", choices=PARTS, default="all", help="all images, or the queries or database [all]")
+    parser.add_argument("--seed", type=bounded(int, 0), default=0, help="seed of the split into these parts [0]")
+    return print_report(parser, arguments, export)
 
 
 if __name__ == "__main__":

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from utils.command import run_command
+from utils.command import Parser, run_command
 from utils.files import write_file
 from utils.interrupt import Interrupted
 
@@ -22,16 +22,14 @@ def write_names(path: Path, names: Iterable[str]) -> None:
     write_file(path, lambda file: file.write(content), "DIR")
 
 
-def write_label_rows(path: Path, labels: np.ndarray) -> None:
-    """Write one row of 0 and 1, separated by blanks, per line; `labels` is uint8 [n, C].
+def write_lists(folder: Path, files: tuple[str, str], names: Iterable[str], labels: np.ndarray) -> None:
+    """Write an image list and its label list; `labels` is 0 or 1, int [n, C].
 
     Raises:
-        UserError: the file could not be written.
+        UserError: a file could not be written.
     """
-    characters = np.full((len(labels), 2 * labels.shape[1]), ord(" "), dtype=np.uint8)
-    characters[:, ::2] = labels + ord("0")
-    characters[:, -1] = ord("\n")
-    write_file(path, lambda file: file.write(characters.tobytes()), "DIR")
+    write_names(folder / files[0], names)
+    write_names(folder / files[1], (" ".join(map(str, row)) for row in labels.tolist()))
 
 
 def count_line(what: str, count: int, expected: int) -> str:
@@ -40,15 +38,20 @@ def count_line(what: str, count: int, expected: int) -> str:
     return f"  {what}: {count:,}{note}"
 
 
-def print_report(name: str, work: Callable[[], list[str]]) -> int:
-    """`run_command` of a command that prints the lines of its report; what it has written is kept if it is stopped."""
+def missing_lines(names: Sequence[str]) -> list[str]:
+    """The line of the report that names the first ten missing images, if there are any."""
+    return [f"  the first missing images: {', '.join(names[:10])}"] if names else []
+
+
+def print_report(parser: Parser, arguments: Sequence[str] | None, work: Callable[..., list[str]]) -> int:
+    """`run_command` of `work` with the flags as arguments, which returns the lines of a report; returns the status."""
 
     def report() -> None:
+        given = vars(parser.parse_args(arguments))
         try:
-            lines = work()
+            print("\n".join(work(**given)))
         except Interrupted as stopped:
             stopped.add_note("the files written so far are kept; run the command again to continue")
             raise
-        print("\n".join(lines))
 
-    return run_command(name, report)
+    return run_command(parser.prog, report)

@@ -2,11 +2,7 @@
 
     python -m dataset.prepare_flickr25k mirflickr25k.zip mirflickr25k_annotations_v080.zip
 
-Images are unpacked to ``DIR/mirflickr/im<N>.jpg``. The label columns are the 24 concepts in alphabetical order, then
-(without ``--labels 24``) the 14 stricter annotations ``*_r1`` in alphabetical order; ``concepts.txt`` names them.
-Images without a label and missing images are dropped. Of the others, in the order of their numbers, 1,700 drawn by the
-seed make the test list, the rest the database list. The authors have not published their own division; this does not
-matter for the protocol, which pools both lists.
+docs/datasets.md describes the images and lists that it makes.
 """
 
 from __future__ import annotations
@@ -22,13 +18,12 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from tqdm import tqdm
 
-from data.flickr25k import DATABASE, IMAGES, QUERY
+from data.flickr25k import FLICKR25K
 from data.split import rest_of, sample_rows
-from dataset.official_release import count_line, print_report, write_label_rows, write_names
+from dataset.official_release import count_line, missing_lines, print_report, write_lists, write_names
 from utils.command import Parser, bounded
 from utils.errors import UserError
 
-NAME = "python -m dataset.prepare_flickr25k"
 OUTPUT = Path("dataset/Flickr")
 CONCEPTS = (
     *("animals", "baby", "bird", "car", "clouds", "dog", "female", "flower", "food", "indoor", "lake", "male"),
@@ -67,7 +62,7 @@ def read_annotation(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path)
         UserError: a line is not a number; the message names it.
     """
     numbers = set()
-    for number, line in enumerate(archive.read(info).split(b"\n"), 1):
+    for number, line in enumerate(archive.read(info).rstrip().split(b"\n"), 1):
         text = line.strip()
         if not text:
             continue
@@ -103,66 +98,57 @@ def extract_images(archive: zipfile.ZipFile, images: dict[int, zipfile.ZipInfo],
     return written
 
 
-def read_archives(paths: Sequence[Path], folder: Path) -> tuple[dict[str, set[int]], int]:
-    """Unpack all images and read all annotations: image numbers of each annotation, number of images written.
+def read_archive(path: Path, folder: Path) -> tuple[dict[str, set[int]], int]:
+    """Unpack all images to `folder` and read all annotations: image numbers of each, number of images written.
 
     Raises:
-        UserError: an archive is missing, damaged, unsafe, or of another dataset; an image could not be written.
+        UserError: the archive is missing, damaged, unsafe, or of another dataset; an image could not be written.
     """
-    annotations: dict[str, set[int]] = {}
-    written = 0
-    for path in paths:
-        try:
-            with zipfile.ZipFile(path) as archive:
-                images: dict[int, zipfile.ZipInfo] = {}
-                found = 0
-                for info in safe_members(archive, path):
-                    match = _IMAGE.fullmatch(info.filename)
-                    stem = PurePosixPath(info.filename).stem
-                    is_annotation = info.filename.endswith(".txt") and stem in (*CONCEPTS, *STRICT)
-                    if (match or is_annotation) and info.file_size > _LARGEST:
-                        raise UserError(
-                            f"{path}: {info.filename} has {info.file_size:,} bytes, not an image; download it again."
-                        )
-                    if match:
-                        images[int(match[1])] = info
-                    elif is_annotation:
-                        annotations[stem] = read_annotation(archive, info, path)
-                        found += 1
-                if not images and not found:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            images: dict[int, zipfile.ZipInfo] = {}
+            texts: dict[str, zipfile.ZipInfo] = {}
+            for info in safe_members(archive, path):
+                stem = PurePosixPath(info.filename).stem
+                if match := _IMAGE.fullmatch(info.filename):
+                    images[int(match[1])] = info
+                elif info.filename.endswith(".txt") and stem in (*CONCEPTS, *STRICT):
+                    texts[stem] = info
+            for info in (*images.values(), *texts.values()):
+                if info.file_size > _LARGEST:
                     raise UserError(
-                        f"{path} has neither mirflickr/im<N>.jpg nor annotations; give the archives of MIR-Flickr 25K."
+                        f"{path}: {info.filename} has {info.file_size:,} bytes, not an image; download it again."
                     )
-                if images:
-                    written += extract_images(archive, images, folder)
-        except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
-            raise UserError(f"{path} is damaged or not a zip archive ({error}); download it again.") from error
-        except OSError as error:
-            where = error.filename or path
-            raise UserError(f"{where} cannot be read or written: {error.strerror or error}.") from error
-    return annotations, written
+            if not images and not texts:
+                raise UserError(
+                    f"{path} has neither mirflickr/im<N>.jpg nor annotations; give the archives of MIR-Flickr 25K."
+                )
+            annotations = {name: read_annotation(archive, info, path) for name, info in texts.items()}
+            return annotations, extract_images(archive, images, folder) if images else 0
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+        raise UserError(f"{path} is damaged or not a zip archive ({error}); download it again.") from error
+    except OSError as error:
+        where = error.filename or path
+        raise UserError(f"{where} cannot be read or written: {error.strerror or error}.") from error
 
 
 def prepare(
     archives: Sequence[Path], output: Path, labels: int = 38, keep_unlabelled: bool = False, seed: int = 0
 ) -> list[str]:
-    """Unpack the archives to `output` and write the four lists there.
+    """Unpack the archives to `output` and write the four lists there; returns the lines of the report.
 
-    Args:
-        archives: that of the images and that of the annotations; the first is not needed when they are unpacked.
-        output: folder for images and lists; is created.
-        labels: 38, or 24: without the stricter annotations.
-        keep_unlabelled: keep the images that have no label.
-        seed: draws the test list.
-
-    Returns:
-        The lines of the report.
+    The archive of the images is not needed when they are unpacked. `seed` draws the test list.
 
     Raises:
         UserError: an archive is missing, damaged or unsafe; annotations or images are missing; the disk is full.
     """
-    folder = output / IMAGES
-    annotations, written = read_archives(archives, folder)
+    folder = output / FLICKR25K.images
+    annotations: dict[str, set[int]] = {}
+    written = 0
+    for path in archives:
+        more, count = read_archive(path, folder)
+        annotations |= more
+        written += count
     columns = CONCEPTS + (STRICT if labels == 38 else ())
     missing = [name for name in columns if name not in annotations]
     if missing:
@@ -175,54 +161,42 @@ def prepare(
         raise UserError(f"{folder} has no im<N>.jpg; give mirflickr25k.zip too.")
 
     labelled = set().union(*(annotations[name] for name in columns))
-    absent = labelled - there
+    absent = [f"im{number}.jpg" for number in sorted(labelled - there)]
     kept = sorted(there if keep_unlabelled else there & labelled)
     if len(kept) < 2:
         raise UserError(f"{folder}: only {len(kept)} image has a label; give archives and images of the same release.")
-    row_of = {number: row for row, number in enumerate(kept)}
-    rows = np.zeros((len(kept), len(columns)), dtype=np.uint8)
-    for column, name in enumerate(columns):
-        rows[[row_of[number] for number in annotations[name] if number in row_of], column] = 1
+    rows = np.stack([np.isin(kept, list(annotations[name])) for name in columns], axis=1).astype(int)  # [n, C]
 
     num_test = NUM_TEST if len(kept) >= 2 * NUM_TEST else max(1, round(len(kept) * NUM_TEST / NUM_IMAGES))
     test = sample_rows(len(kept), num_test, seed, "flickr25k test list")
-    for (names_file, labels_file), chosen in ((DATABASE, rest_of(len(kept), test)), (QUERY, test)):
-        write_names(output / names_file, [f"{IMAGES}/im{kept[row]}.jpg" for row in chosen.tolist()])
-        write_label_rows(output / labels_file, rows[chosen])
-    write_names(output / "concepts.txt", columns)
+    for files, chosen in zip(FLICKR25K.lists, (rest_of(len(kept), test), test), strict=True):
+        names = [f"{FLICKR25K.images}/im{kept[row]}.jpg" for row in chosen.tolist()]
+        write_lists(output, files, names, rows[chosen])
+    write_names(output / FLICKR25K.class_names, columns)
 
-    unlabelled = len(there - labelled)
     expected = NUM_IMAGES - (0 if keep_unlabelled else NUM_UNLABELLED)
-    report = [
+    return [
         f"MIR-Flickr 25K with {labels} labels, written to {output}:",
         count_line("images", len(there), NUM_IMAGES) + f", {written:,} of them unpacked now",
-        f"  images without a label, {'kept' if keep_unlabelled else 'dropped'}: {unlabelled:,}",
+        f"  images without a label, {'kept' if keep_unlabelled else 'dropped'}: {len(there - labelled):,}",
         f"  missing images with a label, dropped: {len(absent):,}",
         count_line("images in the lists", len(kept), expected),
         count_line("database list", len(kept) - num_test, expected - NUM_TEST),
         count_line("test list", num_test, NUM_TEST),
+        *missing_lines(absent),
     ]
-    if absent:
-        report.append(f"  the first missing images: {', '.join(f'im{n}.jpg' for n in sorted(absent)[:10])}")
-    return report
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run with the given command line; returns the exit status (`utils.command.run_command`)."""
-
-    def work() -> list[str]:
-        parser = Parser(prog=NAME, description="Make the lists of MIR-Flickr 25K from the official archives.")
-        parser.add_argument("archives", nargs="+", type=Path, metavar="ZIP", help="the archives, in any order")
-        parser.add_argument(
-            "-o", "--output", type=Path, default=OUTPUT, metavar="DIR", help=f"images and lists [{OUTPUT}]"
-        )
-        parser.add_argument("--labels", type=int, choices=(24, 38), default=38, help="24: without the *_r1 labels [38]")
-        parser.add_argument("--keep-unlabelled", action="store_true", help="keep images that have no label")
-        parser.add_argument("--seed", type=bounded(int, 0), default=0, help="seed that draws the test list [0]")
-        given = parser.parse_args(arguments)
-        return prepare(given.archives, given.output, given.labels, given.keep_unlabelled, given.seed)
-
-    return print_report(NAME, work)
+    """The command; returns the exit status."""
+    name = f"python -m dataset.{FLICKR25K.command}"
+    parser = Parser(prog=name, description="Make the lists of MIR-Flickr 25K from the official archives.")
+    parser.add_argument("archives", nargs="+", type=Path, metavar="ZIP", help="the archives, in any order")
+    parser.add_argument("-o", "--output", type=Path, default=OUTPUT, metavar="DIR", help=f"images and lists [{OUTPUT}]")
+    parser.add_argument("--labels", type=int, choices=(24, 38), default=38, help="24: without the *_r1 labels [38]")
+    parser.add_argument("--keep-unlabelled", action="store_true", help="keep images that have no label")
+    parser.add_argument("--seed", type=bounded(int, 0), default=0, help="seed that draws the test list [0]")
+    return print_report(parser, arguments, prepare)
 
 
 if __name__ == "__main__":

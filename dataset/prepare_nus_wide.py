@@ -2,14 +2,8 @@
 
     python -m dataset.prepare_nus_wide dataset/NUS-WIDE
 
-The folder needs ``Groundtruth/AllLabels/Labels_<concept>.txt`` and ``ImageList/Imagelist.txt`` of the release, and the
-images as ``images/<concept>/<image>.jpg`` or ``images/<image>.jpg``. The release has only the addresses of the images,
-and many are gone: missing images are dropped and counted, and so are images with none of the concepts.
-
-The label columns are the concepts in descending order of frequency (in the complete ground truth), so that the columns
-of tc10 are the first 10 of tc21; ``concepts_tc21.txt`` and ``concepts_tc10.txt`` name them. The tc21 test list has 100
-images per concept, drawn by the seed from the rarest concept on, no image twice; the authors' own 2,100 images are not
-published. All lists are in the order of the image list of the release.
+docs/datasets.md describes what the folder needs and the lists that it makes. The label columns of tc10 are the first 10
+of tc21. All lists are in the order of the image list of the release.
 """
 
 from __future__ import annotations
@@ -20,37 +14,21 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from data.image_files import find_files
 from data.list_files import read_labels, read_names
-from data.nus_wide import IMAGES, TC10, TC21_DATABASE, TC21_QUERY
+from data.nus_wide import TC10, TC21
 from data.split import rest_of, sample_rows
-from dataset.official_release import count_line, print_report, write_label_rows, write_names
+from dataset.official_release import count_line, missing_lines, print_report, write_lists, write_names
 from utils.command import Parser, bounded
 from utils.errors import UserError
 
-NAME = "python -m dataset.prepare_nus_wide"
 NUM_IMAGES = 269_648
 NUM_CONCEPTS = 81
 NUM_TC21 = 195_834
 NUM_TC10 = 186_577
 TEST_PER_CONCEPT = 100
-
-
-def read_column(path: Path) -> np.ndarray:
-    """The ground truth of one concept, 0 or 1 per line: uint8 [n].
-
-    Raises:
-        UserError: the file cannot be read, or a line is neither; the message names it.
-    """
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror or error}.") from error
-    digits = np.frombuffer(b"".join(content.split()), dtype=np.uint8) - ord("0")
-    if len(digits) == content.rstrip().count(b"\n") + 1 and digits.max() <= 1:
-        return digits
-    return read_labels(path, {1})[:, 0].numpy().astype(np.uint8)  # slower, but names the wrong line
 
 
 def read_ground_truth(folder: Path) -> tuple[list[str], np.ndarray]:
@@ -66,25 +44,19 @@ def read_ground_truth(folder: Path) -> tuple[list[str], np.ndarray]:
             f"{place} has {len(files)} files Labels_<concept>.txt, but 21 are needed ({NUM_CONCEPTS} in the release); "
             "unpack Groundtruth of the release there."
         )
-    columns = [read_column(path) for path in files]
+    columns = [read_labels(path, {1}) for path in files]
     for path, column in zip(files, columns, strict=True):
         if len(column) != len(columns[0]):
             raise UserError(f"{path} has {len(column)} lines, {files[0].name} has {len(columns[0])}; unpack it again.")
-    return [path.stem.removeprefix("Labels_") for path in files], np.stack(columns, axis=1)
+    return [path.stem.removeprefix("Labels_") for path in files], torch.cat(columns, dim=1).byte().numpy()
 
 
 def find_images(folder: Path, names: Sequence[str]) -> tuple[list[str], np.ndarray]:
     """The path of each image in `folder`, and whether it exists: bool [n]."""
-    threads = os.cpu_count() or 1
-    nested = [f"{IMAGES}/{name}" for name in names]
-    there = find_files(folder, nested, threads)[:, 0] >= 0
-    if not there.all():
-        flat = [f"{IMAGES}/{name.rsplit('/', 1)[-1]}" for name in names]
-        missing = np.flatnonzero(~there).tolist()
-        for row, length in zip(missing, find_files(folder, [flat[row] for row in missing], threads)[:, 0], strict=True):
-            if length >= 0:
-                nested[row], there[row] = flat[row], True
-    return nested, there
+    nested = [f"{TC21.images}/{name}" for name in names]
+    flat = [f"{TC21.images}/{name.rsplit('/', 1)[-1]}" for name in names]
+    in_nested, in_flat = (find_files(folder, paths, os.cpu_count() or 1)[:, 0] >= 0 for paths in (nested, flat))
+    return np.where(in_flat & ~in_nested, flat, nested).tolist(), in_nested | in_flat
 
 
 def draw_test(labels: np.ndarray, per_concept: int, seed: int) -> np.ndarray:
@@ -97,21 +69,14 @@ def draw_test(labels: np.ndarray, per_concept: int, seed: int) -> np.ndarray:
 
 
 def prepare(folder: Path, keep_missing: bool = False, seed: int = 0) -> list[str]:
-    """Write the lists of both protocols to `folder`.
-
-    Args:
-        folder: contains Groundtruth/, ImageList/ and images/.
-        keep_missing: list missing images, too.
-        seed: draws the tc21 test list.
-
-    Returns:
-        The lines of the report.
+    """Write the lists of both protocols to `folder`; returns the lines of the report. `seed` draws the tc21 test list.
 
     Raises:
         UserError: a part of the release is missing or malformed; there are no images or too few; the disk is full.
     """
+    images = folder / TC21.images
     if not folder.is_dir():
-        raise UserError(f"{folder} is not a folder; name the one that contains Groundtruth, ImageList and {IMAGES}.")
+        raise UserError(f"{folder} is not a folder; name the one that contains Groundtruth, ImageList and images.")
     concepts, labels = read_ground_truth(folder)
     image_lists = [path for path in folder.glob("ImageList/*.txt") if path.name.lower() == "imagelist.txt"]
     if not image_lists:
@@ -125,10 +90,10 @@ def prepare(folder: Path, keep_missing: bool = False, seed: int = 0) -> list[str
     names, there = find_images(folder, names)
     if not there.any() and not keep_missing:
         raise UserError(
-            f"None of the {len(names)} images is in {folder / IMAGES}; put them there as <concept>/<image>.jpg or "
+            f"None of the {len(names)} images is in {images}; put them there as <concept>/<image>.jpg or "
             "<image>.jpg, or list them anyway with --keep-missing."
         )
-    usable = np.ones(len(names), dtype=bool) if keep_missing else there
+    usable = there | keep_missing
     order = np.argsort(-labels.sum(0, dtype=np.int64), kind="stable")
     report = [
         f"NUS-WIDE, written to {folder}:",
@@ -136,52 +101,45 @@ def prepare(folder: Path, keep_missing: bool = False, seed: int = 0) -> list[str
         count_line("concepts", len(concepts), NUM_CONCEPTS),
         f"  missing images, {'listed anyway' if keep_missing else 'dropped'}: {(~there).sum():,}",
     ]
-    for width, expected in ((21, NUM_TC21), (10, NUM_TC10)):
+    for dataset, width, expected in ((TC21, 21, NUM_TC21), (TC10, 10, NUM_TC10)):
         columns = order[:width]
         concerned = labels[:, columns].any(1)
         kept = np.flatnonzero(concerned & usable)
         rows = labels[np.ix_(kept, columns)]
         if len(kept) < 2:
-            raise UserError(f"{folder / IMAGES}: only {len(kept)} image has one of the {width} concepts; add images.")
-        report.append(
+            raise UserError(f"{images}: only {len(kept)} image has one of the {width} concepts; add images.")
+        report += [
             f"  tc{width}: {(~concerned).sum():,} images with none of the {width} concepts dropped, "
-            f"{(concerned & ~usable).sum():,} more because the image is missing"
-        )
-        report.append(count_line(f"tc{width} images", len(kept), expected))
-        write_names(folder / f"concepts_tc{width}.txt", [concepts[column] for column in columns.tolist()])
-        if width == 10:
-            parts = [(TC10, np.arange(len(kept)))]
-        else:
+            f"{(concerned & ~usable).sum():,} more because the image is missing",
+            count_line(f"tc{width} images", len(kept), expected),
+        ]
+        write_names(folder / dataset.class_names, [concepts[column] for column in columns.tolist()])
+        parts = [np.arange(len(kept))]
+        if dataset is TC21:
             per_concept = TEST_PER_CONCEPT if len(kept) >= 4200 else max(1, len(kept) // 210)
             test = draw_test(rows, per_concept, seed)
-            parts = [(TC21_DATABASE, rest_of(len(kept), test)), (TC21_QUERY, test)]
-            report.append(count_line("tc21 database list", len(kept) - len(test), NUM_TC21 - 21 * TEST_PER_CONCEPT))
-            report.append(count_line("tc21 test list", len(test), 21 * TEST_PER_CONCEPT))
-            if not len(parts[0][1]):
+            parts = [rest_of(len(kept), test), test]
+            report += [
+                count_line("tc21 database list", len(parts[0]), NUM_TC21 - 21 * TEST_PER_CONCEPT),
+                count_line("tc21 test list", len(test), 21 * TEST_PER_CONCEPT),
+            ]
+            if not len(parts[0]):
                 raise UserError(
-                    f"{folder / IMAGES}: {len(kept)} images of the 21 concepts are too few for a test list; add images."
+                    f"{images}: {len(kept)} images of the 21 concepts are too few for a test list; add images."
                 )
-        for (names_file, labels_file), chosen in parts:
-            write_names(folder / names_file, [names[kept[row]] for row in chosen.tolist()])
-            write_label_rows(folder / labels_file, rows[chosen])
-    missing = np.flatnonzero(~there)
-    if len(missing):
-        report.append("  the first missing images: " + ", ".join(names[row] for row in missing[:10].tolist()))
-    return report
+        for files, chosen in zip(dataset.lists, parts, strict=True):
+            write_lists(folder, files, [names[kept[row]] for row in chosen.tolist()], rows[chosen])
+    return report + missing_lines([names[row] for row in np.flatnonzero(~there).tolist()])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run with the given command line; returns the exit status (`utils.command.run_command`)."""
-
-    def work() -> list[str]:
-        parser = Parser(prog=NAME, description="Make the lists of NUS-WIDE from the official release.")
-        parser.add_argument("folder", type=Path, metavar="DIR", help=f"contains Groundtruth, ImageList and {IMAGES}")
-        parser.add_argument("--keep-missing", action="store_true", help="list missing images, too")
-        parser.add_argument("--seed", type=bounded(int, 0), default=0, help="seed that draws the tc21 test list [0]")
-        given = parser.parse_args(arguments)
-        return prepare(given.folder, given.keep_missing, given.seed)
-
-    return print_report(NAME, work)
+    """The command; returns the exit status."""
+    name = f"python -m dataset.{TC21.command}"
+    parser = Parser(prog=name, description="Make the lists of NUS-WIDE from the official release.")
+    parser.add_argument("folder", type=Path, metavar="DIR", help="contains Groundtruth, ImageList and images")
+    parser.add_argument("--keep-missing", action="store_true", help="list missing images, too")
+    parser.add_argument("--seed", type=bounded(int, 0), default=0, help="seed that draws the tc21 test list [0]")
+    return print_report(parser, arguments, prepare)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from data.options import Options
+from data.options import Options, flag_of
 from data.transform import AUGMENTATIONS
 from modules.backbones import BACKBONES
 from utils.command import bounded
@@ -210,11 +210,6 @@ IDENTITY = ("method", "dataset", "code_length", "seed")  # what tells the cells 
 
 # What a resumed run may change: none of these changes the results.
 FREE_TO_CHANGE = ("root", "device", "logs", "cache", "check", "num_workers", "save_iter", "figures", "tensorboard")
-
-
-def flag_of(field: str) -> str:
-    """The flag of a field: "num_query" → "--num-query"."""
-    return "--" + field.replace("_", "-")
 
 
 def shown(value: Any) -> str:

@@ -9,7 +9,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from data.list_files import read_class_names, read_labels, read_names, read_pair, with_prefix
+from data.list_files import read_class_names, read_labels, read_names, read_pairs, with_prefix
 from utils.errors import UserError
 
 fuzz = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -90,9 +90,9 @@ def test_bad_names(tmp_path: Path, content: bytes, message: str) -> None:
 def test_missing_and_unequal_files(tmp_path: Path) -> None:
     names = write(tmp_path / "names.txt", b"a\nb\n")
     with pytest.raises(UserError, match=r"labels\.txt cannot be read"):
-        read_pair(names, tmp_path / "labels.txt")
+        read_pairs([(names, tmp_path / "labels.txt")])
     with pytest.raises(UserError, match=r"has 2 images, .*labels\.txt has 1 label rows"):
-        read_pair(names, write(tmp_path / "labels.txt", b"0 1\n"))
+        read_pairs([(names, write(tmp_path / "labels.txt", b"0 1\n"))])
     with pytest.raises(UserError, match="cannot be read"):
         read_names(tmp_path)
 

@@ -19,7 +19,8 @@ import torch
 import data.pixel_cache as pixel_cache
 from data import Options, load_data
 from data.data_loader import eval_batches, train_batches
-from data.pixel_cache import CachedPixels, StaleCache
+from data.pixel_cache import VERSION, CachedPixels, StaleCache
+from data.pixels import ImageFiles
 from data.transform import AUGMENTATIONS, HEIGHT, draw_windows
 from tests import image_trees as trees
 from utils.errors import UserError
@@ -42,13 +43,13 @@ def tree(tmp_path: Path) -> Path:
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the images that the cache decodes."""
     names: list[str] = []
-    real = pixel_cache.decode_or_reason
+    real = ImageFiles.decode
 
-    def decode(path: Path, side: int) -> np.ndarray | str:
-        names.append(path.name)
-        return real(path, side)
+    def decode(files: ImageFiles, row: int) -> np.ndarray | str:
+        names.append(Path(files.names[row]).name)
+        return real(files, row)
 
-    monkeypatch.setattr(pixel_cache, "decode_or_reason", decode)
+    monkeypatch.setattr(ImageFiles, "decode", decode)
     return names
 
 
@@ -133,41 +134,69 @@ def test_a_longer_list_and_a_touched_file(tree: Path, decoded: list[str]) -> Non
 
 def test_what_the_disk_could_not_read_is_tried_again(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The reason that an image is bad may have been a passing one, which leaves no trace in the file's date."""
-    real = pixel_cache.decode_or_reason
+    real = ImageFiles.decode
 
-    def fail(path: Path, side: int) -> np.ndarray | str:
-        return "Input/output error" if path.name == "05.jpg" else real(path, side)
+    def fail(files: ImageFiles, row: int) -> np.ndarray | str:
+        return "Input/output error" if files.names[row] == "b/05.jpg" else real(files, row)
 
-    monkeypatch.setattr(pixel_cache, "decode_or_reason", fail)
+    monkeypatch.setattr(ImageFiles, "decode", fail)
     for _ in range(2):
         assert len(load_data("folder", tree, Options(on_bad_image="skip", **OPTIONS)).database) == 8
-    monkeypatch.setattr(pixel_cache, "decode_or_reason", real)
+    monkeypatch.setattr(ImageFiles, "decode", real)
     assert len(load_data("folder", tree, Options(**OPTIONS)).database) == 9
 
 
-@pytest.mark.parametrize("damage", ["empty", "cut", "cut to header", "version", "trailer", "not renamed"])
-def test_a_damaged_cache_is_rebuilt(tree: Path, decoded: list[str], damage: str) -> None:
-    want = batches(load_data("folder", tree, Options(**OPTIONS)))
+@pytest.mark.parametrize("damage", ["empty", "cut", "cut to header", "version", "version 2", "trailer", "not renamed"])
+def test_a_damaged_cache_is_rebuilt(
+    tree: Path, decoded: list[str], damage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as earlier:
+        earlier.setattr(pixel_cache, "VERSION", VERSION - (damage == "version"))
+        want = batches(load_data("folder", tree, Options(**OPTIONS)))
     path = tree / NAME
     content = bytearray(path.read_bytes())
-    if damage == "version":
-        content[7] -= 1
+    if damage == "version 2":  # another layout, with the description at the end
+        content = b"SCHNPIX\2" + content[:-30] + bytes(30)
     elif damage == "trailer":
         content[-30] ^= 1
-    elif damage != "not renamed":
+    elif damage not in ("version", "not renamed"):
         del content[{"empty": 0, "cut": -1, "cut to header": 16}[damage] :]
     if damage == "not renamed":  # killed before the end: only the part is there
         path.rename(path.with_name(f"{NAME}.part"))
     else:
         path.write_bytes(content)
         with pytest.raises(StaleCache):
-            CachedPixels(path, tree, [])
+            CachedPixels(path, ImageFiles(tree, [], 37))
     decoded.clear()
     assert all(
         torch.equal(one, two)
         for one, two in zip(batches(load_data("folder", tree, Options(**OPTIONS))), want, strict=True)
     )
     assert len(decoded) == 12 and not list(tree.glob("*.part"))
+
+
+def test_no_damaged_or_missing_byte_behind_the_pixels_is_believed(tree: Path) -> None:
+    """What describes the pixels is as it was written, or the file is refused."""
+    trees.save_photo(tree / "a" / "bad.jpg", 1)
+    (tree / "a" / "bad.jpg").write_bytes(b"not an image")
+    source = load_data("folder", tree, Options(on_bad_image="skip", **OPTIONS)).query.source
+    path = tree / NAME
+    good = path.read_bytes()
+    start = int(3 * source.sizes.astype(int).prod(1).sum())
+    assert source.reasons and 0 < len(good) - start < 5000
+    refused = 0
+    for position in range(start, len(good), 5):
+        for damaged in (good[:position] + bytes([good[position] ^ 17]) + good[position + 1 :], good[:position]):
+            path.write_bytes(damaged)
+            try:
+                found = CachedPixels(path, source.files)
+            except StaleCache:
+                refused += 1
+            else:
+                for name in ("signatures", "sizes", "_offsets"):
+                    assert np.array_equal(getattr(found, name), getattr(source, name))
+                assert found.reasons == source.reasons
+    assert refused > (len(good) - start) / 5
 
 
 def test_an_interrupted_build_leaves_the_old_cache(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,7 +207,7 @@ def test_an_interrupted_build_leaves_the_old_cache(tree: Path, monkeypatch: pyte
     def interrupt(*_: object) -> np.ndarray:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pixel_cache, "decode_or_reason", interrupt)
+    monkeypatch.setattr(ImageFiles, "decode", interrupt)
     with pytest.raises(KeyboardInterrupt):
         load_data("folder", tree, Options(**OPTIONS))
     assert (tree / NAME).read_bytes() == before and not list(tree.glob("*.part"))
@@ -198,7 +227,7 @@ def test_the_second_builder_waits_and_does_not_build(
     tree: Path, decoded: list[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The first of three builders decodes nothing before both others have said that they wait."""
-    decode = pixel_cache.decode_or_reason
+    decode = ImageFiles.decode
     others_wait = threading.Event()
 
     class Waiting(logging.Handler):
@@ -210,11 +239,11 @@ def test_the_second_builder_waits_and_does_not_build(
                 if self.count == 2:
                     others_wait.set()
 
-    def decode_later(path: Path, side: int) -> np.ndarray | str:
+    def decode_later(files: ImageFiles, row: int) -> np.ndarray | str:
         assert others_wait.wait(600)
-        return decode(path, side)
+        return decode(files, row)
 
-    monkeypatch.setattr(pixel_cache, "decode_or_reason", decode_later)
+    monkeypatch.setattr(ImageFiles, "decode", decode_later)
     handler = Waiting()
     log.addHandler(handler)
     try:
