@@ -55,7 +55,7 @@ WAYS = (*DEFAULTS, "usual way, freed memory kept", "cold", "warm", "warm, 1 thre
 
 
 class UsualImages(Dataset[tuple[torch.Tensor, int]]):
-    """Opens and transforms one image at a time: JPEG files, or pixels as in torchvision's CIFAR10, uint8 [n, h, w, 3]."""
+    """Opens and transforms one image at a time: JPEG files, or uint8 [n, h, w, 3] as in torchvision's CIFAR10."""
 
     transform = transforms.Compose(
         [

@@ -1,6 +1,6 @@
 """How fast the evaluation is: mAP by a plain loop, by each engine of utils.evaluate, and by faiss (docs/evaluation.md).
 
-    python -m benchmarks.evaluate             # five settings, seven rounds; prints the table, writes results/evaluate.csv
+    python -m benchmarks.evaluate             # five settings, seven rounds; writes results/evaluate.csv
     python -m benchmarks.evaluate --quick     # tiny sizes, a few seconds: checks that the benchmark runs
     python -m benchmarks.evaluate --memory    # peak memory instead of time
 
