@@ -3,18 +3,16 @@
     python -m benchmarks.data_pipeline [--quick] [--rounds 5]
 
 All ways make batches of 64 training images of 224 × 224 (RandomResizedCrop, mirror image, normalised) from the same
-images, in turn. The JPEG files have 500 × 375 pixels and are made here: smooth structure with film grain, with about as
-many bytes as photos.
+images. The JPEG files are made here: smooth structure with film grain, with about as many bytes as photos.
 
 - usual way: a Dataset that opens the file with Pillow, torchvision transforms, DataLoader with 0 workers. It takes only
   the first 128 images: its speed does not depend on their number, and it is slow.
 - cold: `load_data` of the new dataset (which decodes every image into the cache) and one pass.
 - warm: a pass when the cache exists.
-Threads: as many as torch uses by default (one per processor); "1 thread" has one. The ratio is to the usual way with
-the faster of the two numbers of threads.
+The ratio is to the usual way with one thread or with torch's default, whichever is faster.
 
-Two processes take turns. That of the usual way has the defaults of the C library. Ours keeps freed memory, as run.py
-does; the line "usual way, freed memory kept" shows the effect of this alone.
+The process of the usual way has the defaults of the C library. Ours keeps freed memory, as run.py does; "usual way,
+freed memory kept" shows the effect of this alone.
 """
 
 from __future__ import annotations

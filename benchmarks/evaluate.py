@@ -4,9 +4,8 @@
     python -m benchmarks.evaluate --quick     # tiny sizes, a few seconds: checks that the benchmark runs
     python -m benchmarks.evaluate --memory    # peak memory instead of time
 
-The plain loop and faiss rank only some of the queries; their time is scaled to all queries. The plain loop runs on one
-thread, because a second one does not make it faster. Codes and labels are random; that is the hardest case, because
-nothing can be skipped.
+The plain loop and faiss rank only some of the queries; their time is scaled to all. A second thread does not make the
+plain loop faster. Codes and labels are random: the hardest case, because nothing can be skipped.
 """
 
 from __future__ import annotations
@@ -55,15 +54,12 @@ QUICK = (Setting("tiny", 60, 3_000, 12, 10, None), Setting("tiny, top 500", 60, 
 THREADS = 2
 SUBSET = ("plain loop", "faiss flat")  # these rank only some of the queries
 
-Case = tuple[Tensor, Tensor, Tensor, Tensor]
+Case = list[Tensor]  # codes of the queries [Q, K] and of the database [D, K], their labels [Q, C] and [D, C]
 Contestant = Callable[[Case, int | None], Tensor]
 
 
 def make_case(setting: Setting) -> Case:
-    """Random ±1 codes and labels, float32: one label per item for 10 classes, else each label with probability 0.1.
-
-    Above 16 bits the database codes are distinct.
-    """
+    """Random ±1 codes, distinct in the database above 16 bits; one label of 10, or each label with probability 0.1."""
     rng = np.random.default_rng(999)
     shape = setting.queries, setting.database
     codes = [rng.integers(0, 2, (n, setting.bits), dtype=np.int8) * 2 - 1 for n in shape]
@@ -77,9 +73,7 @@ def make_case(setting: Setting) -> Case:
         labels = [np.eye(10, dtype=np.bool_)[rng.integers(0, 10, n)] for n in shape]
     else:
         labels = [rng.random((n, setting.classes)) < 0.1 for n in shape]
-    query_code, database_code = (torch.from_numpy(array.astype(np.float32)) for array in codes)
-    query_labels, database_labels = (torch.from_numpy(array.astype(np.float32)) for array in labels)
-    return query_code, database_code, query_labels, database_labels
+    return [torch.from_numpy(array.astype(np.float32)) for array in (*codes, *labels)]
 
 
 def precision(relevant: Tensor) -> Tensor:
@@ -126,7 +120,8 @@ def ours(case: Case, topk: int | None, *, engine: str, threads: int = THREADS, t
     """`average_precision`, including checks and packing, with a given engine and number of threads."""
     torch.set_num_threads(threads)
     with mock.patch("utils.hamming.default_engine", lambda *_: engine):
-        return average_precision(*case, topk=topk, ties=ties)
+        query_code, database_code, query_labels, database_labels = case
+        return average_precision(query_code, database_code, query_labels, database_labels, topk=topk, ties=ties)
 
 
 CONTESTANTS: dict[str, Contestant] = {
@@ -142,12 +137,9 @@ if importlib.util.find_spec("faiss"):
 
 
 def measure(setting: Setting, rounds: int, subset: int) -> list[dict[str, Any]]:
-    """Rows of the CSV: median seconds of each contestant, and how many times faster it is than the plain loop.
-
-    Also checks that the contestants compute the same AP.
-    """
+    """Rows of the CSV, one for each contestant; `ratio` is to the plain loop. All must compute the same AP."""
     case = make_case(setting)
-    few = (case[0][:subset], case[1], case[2][:subset], case[3])
+    few = [case[0][:subset], case[1], case[2][:subset], case[3]]
     computed: dict[str, Tensor] = {}
 
     def compute(name: str) -> None:
@@ -188,9 +180,7 @@ def measure(setting: Setting, rounds: int, subset: int) -> list[dict[str, Any]]:
 def peak_memory(setting: Setting, engine: str, ties: str) -> float:
     """Peak memory of one evaluation above its inputs, in MiB: the high-water mark of the resident set (Linux)."""
     case = make_case(setting)
-    query_code, database_code, query_labels, database_labels = (tensor[:100] for tensor in case)
-    # The first call loads and compiles.
-    ours((query_code, database_code, query_labels, database_labels), None, engine=engine, ties=ties)
+    ours([tensor[:100] for tensor in case], None, engine=engine, ties=ties)  # the first call loads and compiles
     Path("/proc/self/clear_refs").write_text("5")  # reset the high-water mark
     before = memory("VmRSS")
     ours(case, setting.topk, engine=engine, ties=ties)
