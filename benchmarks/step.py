@@ -55,7 +55,6 @@ from utils.devices import choose_device, keep_freed_memory
 PROGRAM = "python -m benchmarks.step"
 MAINS: dict[str, Any] = {"main_mmasia": main_mmasia, "main_tomm": main_tomm}
 ROWS = ("plain", "ours", "bfloat16", "no-fused", "no-kept", "no-channels", "compile")
-# Only by name: all eleven rows at once would take about 33 GB of memory.
 MORE_ROWS = ("foreach", "zeroed", "need-weights", "onednn")
 BITS, BATCH, CLASSES, GAMMA = 32, 64, 10, 10.0
 # NVIDIA's data sheet of the H100 SXM: float32 without tensor cores, bfloat16 with them (dense), memory.
@@ -77,19 +76,14 @@ def batch(image_size: int) -> tuple[Tensor, Tensor, Tensor]:
     return images, labels, torch.randn(BATCH, BITS, generator=generator).sign()
 
 
-# ---- The least that a step must do ----
-
-
 def numbers(method: str, image_size: int) -> tuple[int, int, int, int]:
-    """Parameters, operations and bytes of one step, counted on networks without memory (device "meta").
+    """The least that a step must do, counted on networks without memory (device "meta").
 
     Returns:
-        The number of parameters;
-        operations of matrix products and convolutions, forward and backward; a multiply-add counts as two;
-        bytes for parameters, 40 each: float32 weights read in both passes, gradients written, gradient, weight and two
-        moments read by Adam and the last three written. TOMM has the same again for model_cycle and the discriminator,
-        and its second pass reads the other weights once;
-        bytes for activations: the output of each layer written and read, and the same for its gradient.
+        The number of parameters; operations of matrix products and convolutions, a multiply-add counting as two; bytes
+        for parameters, 40 each: float32 weights read in both passes, gradients written, gradient, weight and two
+        moments read by Adam and the last three written (TOMM: the same again for model_cycle and the discriminator, and
+        the other weights read once more); bytes for the output of each layer and its gradient, written and read.
     """
     with torch.device("meta"):
         built = networks(method)
@@ -127,9 +121,6 @@ def rates(device: torch.device) -> dict[str, float]:
     copy = partial(torch.zeros_like(source).copy_, source)
     found["bytes"] = 2 * source.numel() * 4 / min(seconds(copy) for _ in range(9))
     return found
-
-
-# ---- The processes that take steps in turn ----
 
 
 def feed(connection: Connection, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
@@ -199,9 +190,6 @@ def measure(method: str, image_size: int, rows: list[str], rounds: int) -> dict[
         return in_turn(works, rounds, warm_up=3)
 
 
-# ---- The output ----
-
-
 def print_numbers(method: str, image_size: int, machines: dict[str, dict[str, float]]) -> None:
     """The operations and bytes of a step, and how long they take at the rates of each machine."""
     parameters, operations, parameter_bytes, activation_bytes = numbers(method, image_size)
@@ -248,17 +236,16 @@ def main() -> None:
             print_numbers(method, image_size, machines)
             if given.numbers:
                 continue
+            measured = measure(method, image_size, rows, given.rounds)
+            medians = {row: statistics.median(taken for taken, _ in steps) for row, steps in measured.items()}
             table = []
-            reference = None
-            for row, steps in measure(method, image_size, rows, given.rounds).items():
-                times = [taken for taken, _ in steps]
-                median = statistics.median(times)
-                reference = reference or median
-                spread = f"{min(times):.4g} to {max(times):.4g}"
-                table.append([row, f"{median:.4g}", spread, f"{reference / median:.2f}", f"{steps[-1][1] / 2**20:.0f}"])
+            for row, steps in measured.items():
+                spread = f"{min(steps)[0]:.4g} to {max(steps)[0]:.4g}"
+                ratio, peak = medians[rows[0]] / medians[row], steps[-1][1] / 2**20
+                table.append([row, f"{medians[row]:.4g}", spread, f"{ratio:.2f}", f"{peak:.0f}"])
             print()
-            seconds_title = f"seconds (median of {given.rounds})"
-            print_table(["row", seconds_title, "spread", f"{rows[0]} / row", "peak memory, MiB"], table)
+            median = f"seconds (median of {given.rounds})"
+            print_table(["row", median, "spread", f"{rows[0]} / row", "peak memory, MiB"], table)
 
 
 if __name__ == "__main__":

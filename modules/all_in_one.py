@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from modules.gcn import GraphHash
+from modules.gcn.models import GraphHash
 from modules.mlp import MLP
 
 

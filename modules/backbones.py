@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 
 from torch import Tensor, nn
-from torchvision.models import resnet18, resnet50, vit_b_16
+from torchvision.models import get_model
 
 from modules.alexnet import AlexNetHash
 from modules.pretrained import load_weights
 from utils.errors import UserError
 
 BACKBONES = ("alexnet", "resnet18", "resnet50", "vit_b_16")
-RESNETS = {"resnet18": resnet18, "resnet50": resnet50}
 
 
 class BackboneHash(nn.Module):
@@ -34,11 +33,11 @@ class BackboneHash(nn.Module):
         if backbone == "vit_b_16":
             if image_size % 16:
                 raise UserError(f"--image-size {image_size}: vit_b_16 needs a multiple of 16; use 224, for example.")
-            self.backbone = vit_b_16(weights=None, image_size=image_size)
+            self.backbone = get_model(backbone, weights=None, image_size=image_size)
             self.feature_dim, head = self.backbone.hidden_dim, "heads."
             self.backbone.heads = nn.Identity()
         else:
-            self.backbone = RESNETS[backbone](weights=None)
+            self.backbone = get_model(backbone, weights=None)
             self.feature_dim, head = self.backbone.fc.in_features, "fc."
             self.backbone.fc = nn.Identity()
         self.hash_layer = nn.Sequential(nn.Linear(self.feature_dim, code_length), nn.Tanh())
