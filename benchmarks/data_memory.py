@@ -1,15 +1,13 @@
-"""Memory of the process with 190,000 listed images, beyond what Python and torch need.
+"""Memory of the process with a list of 190,000 images, beyond what Python and torch need (docs/datasets.md; Linux).
 
-    python -m benchmarks.data_memory [--images 190000] [--quick]
+    python -m benchmarks.data_memory [--quick]
 
-Makes a list of this length of 1,000 small JPEG files (each is named many times), with 21 labels per row; builds the
-cache, evaluates every image once, and makes one training pass over 10,500. Prints the resident memory after the imports
-and at its peak (VmHWM), and the size of the cache, which is read without becoming resident. Linux only.
+The list names 1,000 small JPEG files many times, with 21 labels per row. The cache is built, every image is evaluated
+once, and one training pass over 10,500 is made. The cache itself is read without becoming resident.
 """
 
 from __future__ import annotations
 
-import csv
 import sys
 import tempfile
 import time
@@ -19,21 +17,13 @@ import numpy as np
 import torch
 from PIL import Image
 
+from benchmarks.timing import memory, write_results
 from data import Options, load_data
 from data.data_loader import eval_batches, train_batches
-from utils.command import Parser, bounded, run_command
+from utils.command import Parser, run_command
 
-NAME = "python -m benchmarks.data_memory"
-RESULTS = Path(__file__).resolve().parent.parent / "results" / "data_memory.csv"
+PROGRAM = "python -m benchmarks.data_memory"
 QUERIES = 2100
-
-
-def status(field: str) -> float:
-    """A line of /proc/self/status, in MB."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(f"{field}:"):
-            return int(line.split()[1]) * 1024 / 1e6
-    raise KeyError(field)
 
 
 def make_lists(root: Path, images: int) -> None:
@@ -50,46 +40,43 @@ def make_lists(root: Path, images: int) -> None:
         (root / f"{stem}_label.txt").write_text("".join(" ".join(map(str, row)) + "\n" for row in labels[first:last]))
 
 
-def measure(images: int) -> dict[str, int]:
-    """The row of the table."""
-    with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder)
-        before = status("VmRSS")
-        make_lists(root, images)  # the memory that this leaves behind counts, too
-        start = time.perf_counter()
-        split = load_data("lists", root, Options(image_size=64))
-        built = time.perf_counter() - start
-        loaded = status("VmRSS")
-        for _ in eval_batches(split.database, batch_size=64):
-            pass
-        sample = torch.randperm(len(split.database), generator=torch.Generator().manual_seed(0))[:10_500]
-        for _ in train_batches(split.database, sample, batch_size=64, key=(0,), augment="crop-flip"):
-            pass
-        (cache,) = root.glob("*.pixels")
-        return {
-            "images": images,
-            "cache (MB)": round(cache.stat().st_size / 1e6),
-            "resident before (MB)": round(before),
-            "resident once loaded (MB)": round(loaded),
-            "peak (MB)": round(status("VmHWM")),
-            "peak over before (MB)": round(status("VmHWM") - before),
-            "building the cache (s)": round(built),
-        }
+def measure(root: Path, images: int) -> dict[str, int]:
+    """The row of results/data_memory.csv."""
+    before = memory("VmRSS")
+    make_lists(root, images)  # the memory that this leaves behind counts, too
+    start = time.perf_counter()
+    database = load_data("lists", root, Options(image_size=64)).database
+    built = time.perf_counter() - start
+    loaded = memory("VmRSS")
+    for _ in eval_batches(database, batch_size=64):
+        pass
+    sample = torch.randperm(len(database), generator=torch.Generator().manual_seed(0))[:10_500]
+    for _ in train_batches(database, sample, batch_size=64, key=(0,), augment="crop-flip"):
+        pass
+    (cache,) = root.glob("*.pixels")
+    return {
+        "images": images,
+        "cache (MB)": round(cache.stat().st_size / 1e6),
+        "resident before (MB)": round(before / 1e6),
+        "resident once loaded (MB)": round(loaded / 1e6),
+        "peak (MB)": round(memory("VmHWM") / 1e6),
+        "peak over before (MB)": round((memory("VmHWM") - before) / 1e6),
+        "building the cache (s)": round(built),
+    }
 
 
-def work() -> None:
+def main() -> None:
     """Measure, print and write the results."""
-    parser = Parser(prog=NAME, description="Memory of the process with a long list of images.")
-    parser.add_argument("--images", type=bounded(int, QUERIES + 1), default=190_000, help="length of the list [190000]")
+    parser = Parser(prog=PROGRAM, description="Memory of the process with a long list of images.")
     parser.add_argument("--quick", action="store_true", help="20,000 images; results/ does not change")
-    arguments = parser.parse_args()
-    row = measure(20_000 if arguments.quick else arguments.images)
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        row = measure(Path(folder), 20_000 if given.quick else 190_000)
     for name, value in row.items():
         print(f"{name}: {value:,}")
-    if not arguments.quick:
-        with RESULTS.open("w", newline="") as file:
-            csv.writer(file, lineterminator="\n").writerows([row.keys(), row.values()])
+    if not given.quick:
+        write_results("data_memory", [row])
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(NAME, work))
+    sys.exit(run_command(PROGRAM, main))

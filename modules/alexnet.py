@@ -14,13 +14,11 @@ from modules.pretrained import load_weights
 class AlexNetHash(nn.Module):
     """Images [N, 3, H, W] → (F_image [N, 4096], U_image [N, K]).
 
-    F_image is the output of the second fully connected ReLU (dropout 0.5 before each fully connected layer);
-    U_image = tanh(Linear 4096 → K). The state dict has torchvision's names, and `hash_layer`.
+    F_image is the output of the second fully connected ReLU; U_image = tanh(Linear 4096 → K). The state dict has
+    torchvision's names, and `hash_layer`.
 
-    Args:
-        code_length: K.
-        weights: "imagenet": torchvision's `AlexNet_Weights.IMAGENET1K_V1`, downloaded once to torch's cache; None:
-            random weights; a path: a state dict of torchvision's AlexNet or of this class.
+    `weights` is "imagenet" (torchvision's `IMAGENET1K_V1`), None (random) or the path of a state dict of torchvision's
+    AlexNet or of this class.
 
     Raises:
         UserError: the weights cannot be downloaded or read, or do not fit.

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from modules.gcn import GraphHash
+from modules.gcn.models import GraphHash
 from modules.mlp import MLP
 
 
 class CycleNet(nn.Module):
     """Fuse image and label features, pass them through the similarity graph of the batch, reconstruct both codes.
 
-    Every attention runs over the batch: its N samples are the sequence (one head, batch size 1). Both variants fuse in
-    the same way (q = k = F_label, v = F_image). Their reconstruction branches have different inputs:
+    Every attention runs over the batch: its N samples are the sequence. Both variants fuse in the same way
+    (q = k = F_label, v = F_image). Their reconstruction branches have different inputs:
 
         branch   MM Asia 2021 ("mmasia")    TOMM 2022 ("tomm")
         image    q = k = F_label, v = Z     q = k = Z, v = F_label
@@ -20,14 +20,8 @@ class CycleNet(nn.Module):
 
     Sources: https://doi.org/10.1145/3469877.3490583 (MM Asia), https://doi.org/10.1145/3532519 (TOMM).
 
-    Args:
-        code_length: K.
-        variant: "mmasia" or "tomm".
-        image_dim, label_dim: widths of F_image and F_label.
-        latent_dim: width of Z, the latent features.
-        hidden_dim: hidden width of the two reconstruction MLPs; their feature width is label_dim.
-        dropout: probability before the latent hash layer.
-        latent, adjacency: see `GraphHash`; "sigmoid" and "raw" in both papers.
+    `image_dim`, `label_dim` and `latent_dim` are the widths of F_image, F_label and Z. The reconstruction MLPs have the
+    widths `hidden_dim` and `label_dim`. `dropout`, `latent` and `adjacency`: see `GraphHash`.
 
     Raises:
         ValueError: unknown variant.
@@ -66,14 +60,8 @@ class CycleNet(nn.Module):
     def forward(
         self, image_features: Tensor, label_features: Tensor, similarity: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Returns U_latent [N, K], Z [N, 1024], U_image_rec [N, K] and U_label_rec [N, K].
-
-        The features are detached here: no gradient reaches model_image or model_label through them.
-
-        Args:
-            image_features: F_image [N, 4096].
-            label_features: F_label [N, 512].
-            similarity: S [N, N] in {0, 1}.
+        """F_image [N, 4096], F_label [N, 512], S [N, N] in {0, 1} → U_latent [N, K], Z [N, 1024], U_image_rec [N, K],
+        U_label_rec [N, K]. The features are detached: no gradient reaches model_image or model_label through them.
         """
         image_features, label_features = image_features.detach(), label_features.detach()
         fused = attend(self.self_attention_lat, label_features, image_features)  # [N, 512]

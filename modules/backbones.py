@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 
 from torch import Tensor, nn
-from torchvision.models import resnet18, resnet50, vit_b_16
+from torchvision.models import get_model
 
 from modules.alexnet import AlexNetHash
 from modules.pretrained import load_weights
 from utils.errors import UserError
 
 BACKBONES = ("alexnet", "resnet18", "resnet50", "vit_b_16")
-RESNETS = {"resnet18": resnet18, "resnet50": resnet50}
 
 
 class BackboneHash(nn.Module):
@@ -20,34 +19,25 @@ class BackboneHash(nn.Module):
 
     F_image is the input of the last layer of torchvision's network: the pooled features of a ResNet (F = 512 or 2048),
     the class token of ViT-B/16 (F = 768). State-dict names are "backbone." + torchvision's names, and `hash_layer`.
-
-    Args:
-        backbone: "resnet18", "resnet50" or "vit_b_16".
-        code_length: K.
-        weights: "imagenet", None or a path, as for `AlexNetHash`.
-        image_size: S in pixels; ViT-B/16 needs a multiple of 16, its patch size, and 224 with the ImageNet weights.
+    `weights`: as for `AlexNetHash`. ViT-B/16 needs an `image_size` S that is a multiple of its patch size 16, and 224
+    with the ImageNet weights.
 
     Raises:
         UserError: the weights cannot be downloaded or read, or do not fit, or ViT-B/16 cannot use the image size.
     """
 
     def __init__(
-        self,
-        backbone: str,
-        code_length: int,
-        *,
-        weights: str | os.PathLike[str] | None = "imagenet",
-        image_size: int = 224,
+        self, backbone: str, code_length: int, *, weights: str | os.PathLike[str] | None, image_size: int
     ) -> None:
         super().__init__()
         if backbone == "vit_b_16":
             if image_size % 16:
                 raise UserError(f"--image-size {image_size}: vit_b_16 needs a multiple of 16; use 224, for example.")
-            self.backbone = vit_b_16(weights=None, image_size=image_size)
+            self.backbone = get_model(backbone, weights=None, image_size=image_size)
             self.feature_dim, head = self.backbone.hidden_dim, "heads."
             self.backbone.heads = nn.Identity()
         else:
-            self.backbone = RESNETS[backbone](weights=None)
+            self.backbone = get_model(backbone, weights=None)
             self.feature_dim, head = self.backbone.fc.in_features, "fc."
             self.backbone.fc = nn.Identity()
         self.hash_layer = nn.Sequential(nn.Linear(self.feature_dim, code_length), nn.Tanh())
@@ -67,13 +57,7 @@ def image_network(
     weights: str | os.PathLike[str] | None = "imagenet",
     image_size: int = 224,
 ) -> AlexNetHash | BackboneHash:
-    """The image network with a name in `BACKBONES`; its attribute `feature_dim` is the width of F_image.
-
-    Args:
-        backbone: the name.
-        code_length: K.
-        weights: as for `AlexNetHash`; "none" means None.
-        image_size: S, side of the images in pixels; only ViT-B/16 needs it.
+    """The network with a name in `BACKBONES`; `feature_dim` is the width of F_image. `weights` "none" means None.
 
     Raises:
         UserError: an unknown name, or as `AlexNetHash` and `BackboneHash`.

@@ -18,22 +18,16 @@ def label_similarity(labels: Tensor) -> Tensor:
 def draw_sample(n_database: int, num_samples: int, seed: int, iteration: int) -> Tensor:
     """Ω of one iteration: `num_samples` database rows without replacement, ascending [num_samples] (int64).
 
-    The same arguments give the same rows. They are sorted so that `torch.searchsorted` finds the place of a row; their
-    order has no other effect, because mini-batches are shuffled and the discrete step treats all rows alike.
+    The same arguments give the same rows. The mains find the place of a row in them by `torch.searchsorted`.
     """
     order = torch.randperm(n_database, generator=generator(seed, "sample", iteration))
     return order[:num_samples].sort().values
 
 
 def softened(labels: Tensor, other_labels: Tensor, ratio: float) -> Tensor:
-    """The softened similarity S(1+r) − r of all pairs, with S in ±1.
+    """The softened similarity S(1+r) − r of all pairs, S in ±1, `ratio` r from `balance_ratio`.
 
-    Args:
-        labels, other_labels: multi-hot labels [n, C] and [m, C].
-        ratio: r, from `balance_ratio`.
-
-    Returns:
-        [n, m], in the wider of the labels' dtype and torch's default dtype.
+    Multi-hot labels [n, C] and [m, C] → [n, m], in the wider of the labels' dtype and torch's default dtype.
     """
     dtype = torch.promote_types(labels.dtype, torch.get_default_dtype())
     similar = labels.to(dtype) @ other_labels.to(dtype).T > 0  # [n, m]
@@ -87,10 +81,8 @@ def discrete_step(
         sample: Ω [n] (int64, on the CPU).
         labels: multi-hot labels of the database [n_database, C].
         sample_codes: U_image, U_label and U_latent of the sample [3, n, K].
-        other_codes: ablation, the full database update of ADSH: U_image, U_label and U_latent of every row
-            [3, n_database, K]. Rows outside Ω use these, and all rows of B change.
-        alpha, beta: weights of the label codes and of the latent codes.
-        gamma: weight of the quantisation term.
+        other_codes: ablation, the full database update of ADSH: the same of every row [3, n_database, K]. Rows outside
+            Ω use these, and all rows of B change.
     """
     rows, row_codes = sample, sample_codes
     if other_codes is not None:
@@ -110,14 +102,7 @@ def coordinate_descent(codes: Tensor, linear: Tensor, image_code: Tensor) -> Ten
     """B[:,k] = sign(linear[:,k] − B₋ₖ U₋ₖᵀ U[:,k]) for each bit k in order.
 
     U₋ₖᵀ U[:,k] is column k of the K × K Gram matrix UᵀU without its entry k, so a bit costs O(mK).
-
-    Args:
-        codes: B before the step [m, K]; not changed.
-        linear: the terms that do not depend on B [m, K].
-        image_code: U of the sample [n, K].
-
-    Returns:
-        B after the step [m, K].
+    B [m, K], the terms that do not depend on B [m, K], U of the sample [n, K] → the new B [m, K].
     """
     codes = codes.clone()
     gram = image_code.T @ image_code  # [K, K]

@@ -11,11 +11,7 @@ from modules.mlp import MLP
 class ReconstructionDiscriminator(nn.Module):
     """One MLP (K → 1024 → 512 → 1, tanh) for image codes and one for label codes; probability = (tanh + 1) / 2.
 
-    Source: https://doi.org/10.1145/3532519.
-
-    Args:
-        code_length: K.
-        hidden_dim, feature_dim: widths of the hidden layers.
+    Source: https://doi.org/10.1145/3532519. `hidden_dim` and `feature_dim` are the widths of the hidden layers.
     """
 
     def __init__(self, code_length: int, *, hidden_dim: int = 1024, feature_dim: int = 512) -> None:

@@ -10,11 +10,8 @@ from torch.nn.functional import binary_cross_entropy, mse_loss
 def code_loss(code: Tensor, codes: Tensor, similarity: Tensor, gamma: float) -> Tensor:
     """f(U) = mean((K·S − U bᵀ)²) · 12/K + γ · mean((U − b)²), a scalar.
 
-    Args:
-        code: U, continuous codes of the batch [N, K].
-        codes: b, the database codes of the same rows [N, K]; ±1, or 0 in rows that were never drawn.
-        similarity: S of the batch [N, N] in {0, 1}.
-        gamma: weight of the quantisation term.
+    `code` U and `codes` b, the database codes of the same rows, ±1, or 0 in rows that were never drawn: [N, K];
+    `similarity` S [N, N] in {0, 1}.
     """
     code_length = codes.shape[1]
     similarity_term = mse_loss(code @ codes.T, code_length * similarity)
@@ -39,17 +36,12 @@ def cycle_loss_parts(
 
     f(U_image) + f(U_label) + f(U_latent) + mean((U_image_rec − U_image)²) + mean((U_label_rec − U_label)²)
 
+    All codes are [N, K], S is [N, N] in {0, 1}. The names are "image", "label", "latent", "image_rec" and "label_rec".
+
     Args:
-        latent_code, image_code, label_code, image_code_rec, label_code_rec: continuous codes of the batch [N, K].
-        codes: b, the database codes of the same rows [N, K].
-        similarity: S of the batch [N, N] in {0, 1}.
-        gamma: weight of the quantisation terms.
         signed: ablation: the target of dissimilar pairs is −K instead of 0 (S in ±1).
         detach_targets: ablation: no gradient reaches U_image and U_label from the reconstruction terms.
         cycle_terms: False, an ablation, leaves out the two reconstruction terms.
-
-    Returns:
-        Scalars: "image", "label", "latent" and, with the cycle terms, "image_rec" and "label_rec".
     """
     if signed:
         similarity = 2 * similarity - 1

@@ -8,13 +8,7 @@ from torch import Tensor, nn
 class MLP(nn.Module):
     """in_dim → hidden_dim → feature_dim with a ReLU after each, then tanh(Linear → code_length).
 
-    As `model_label` it maps multi-hot labels [N, C] to (F_label [N, 512], U_label [N, K]). As a reconstruction it maps
-    the output of an attention to a code. As half of the discriminator (code_length 1) it maps a code to a score.
-
-    Args:
-        in_dim: width of the input.
-        code_length: K, width of the output.
-        hidden_dim, feature_dim: widths of the two hidden layers (1024 and 512 in both papers).
+    As `model_label` it maps multi-hot labels [N, C] to (F_label [N, 512], U_label [N, K]).
     """
 
     def __init__(self, in_dim: int, code_length: int, *, hidden_dim: int = 1024, feature_dim: int = 512) -> None:

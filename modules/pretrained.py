@@ -51,10 +51,7 @@ def load_weights(network: nn.Module, backbone: str, weights: str, *, head: str, 
 def imagenet_state(backbone: str) -> dict[str, Tensor]:
     """torchvision's `IMAGENET1K_V1` weights; downloaded once to torch's hub folder, with a check of the hash.
 
-    See https://docs.pytorch.org/vision/stable/models.html.
-
-    Raises:
-        UserError: they cannot be downloaded.
+    See https://docs.pytorch.org/vision/stable/models.html. Raises a UserError if they cannot be downloaded.
     """
     weights = get_model_weights(backbone)["IMAGENET1K_V1"]
     try:
@@ -67,11 +64,7 @@ def imagenet_state(backbone: str) -> dict[str, Tensor]:
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
-    """The state dict in a file, on the CPU; reading it runs no code (`utils.files.load_tensors`).
-
-    Raises:
-        UserError: the file is missing, damaged, or holds something else.
-    """
+    """The state dict in a file, on the CPU. Raises a UserError if it is missing, damaged, or holds something else."""
     try:
         state = load_tensors(path, "a state dict")
     except UserError as error:

@@ -10,9 +10,6 @@ class GraphConvolution(nn.Module):
     """adjacency · (x · weight) + bias; weight and bias start uniform in ±1/√out_features, as in the authors' layer.
 
     The layer does not normalise the adjacency. SCHN gives it the 0/1 similarity of the batch.
-
-    Args:
-        in_features, out_features: widths of input and output.
     """
 
     def __init__(self, in_features: int, out_features: int) -> None:

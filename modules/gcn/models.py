@@ -12,13 +12,8 @@ class GraphHash(nn.Module):
     """Z = relu(graph convolution), U_latent = sigmoid(Linear(dropout(Z))).
 
     With the sigmoid U_latent is in (0, 1), although codes are ±1. The authors' release does this, so we do, too.
-
-    Args:
-        in_dim, latent_dim: widths of the input and of Z.
-        code_length: K.
-        dropout: probability before the latent hash layer.
-        latent: "sigmoid", or, as an ablation, "tanh": U_latent is in (-1, 1) like all other codes.
-        adjacency: "raw": the similarity as given, or, as an ablation, "normalised" (`normalise_adjacency`).
+    Ablations: `latent` "tanh", so that U_latent is in (-1, 1) like all other codes; `adjacency` "normalised"
+    (`normalise_adjacency`) instead of "raw".
     """
 
     def __init__(

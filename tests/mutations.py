@@ -1,7 +1,7 @@
 """Does a test fail when a formula is wrong? Changes the method in one place at a time and names the test that fails.
 
-    python -m benchmarks.mutations                               # all changes; prints results/mutations.md's table
-    python -m benchmarks.mutations --file modules/losses.py      # only the changes in one file
+    python -m tests.mutations                               # all changes; prints results/mutations.md's table
+    python -m tests.mutations --file modules/losses.py      # only the changes in one file
 
 Each change is made in a temporary copy of the project. The tests of the formulas run there until the first failure. The
 exit status is 1 if no test notices a change.
@@ -20,7 +20,7 @@ from pathlib import Path
 from utils.command import Parser, run_command
 from utils.errors import UserError
 
-PROGRAM = "python -m benchmarks.mutations"
+PROGRAM = "python -m tests.mutations"
 ROOT = Path(__file__).parents[1]
 TESTS = [
     "tests/modules/test_golden.py",
