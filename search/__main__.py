@@ -18,7 +18,7 @@ from search.encode_command import add_encoding_flags, add_model_flags, encode, e
 from search.index import DEFAULT_K, Index
 from search.model import export_model, load_model
 from search.page import serve
-from search.query import as_json, gallery_of_files, model_of, printable, query, table
+from search.query import as_json, gallery_of_files, printable, query, table
 from utils.command import Parser, bounded, run_command
 from utils.errors import UserError
 from utils.files import require_place
@@ -71,7 +71,7 @@ def _query(arguments: Sequence[str]) -> None:
         require_place(options.figure, "--figure")
     encoding = encoding_of(options)
     index = _load_index(options)
-    trained = model_of(index, options.run)
+    trained = index.model(options.run)
     backend = open_backend(index, options.backend, options.nprobe, options.nflip)
     found, unreadable = query(backend, trained, options.images, encoding, options.k, options.radius)
     for path, reason in unreadable:
@@ -97,7 +97,7 @@ def _serve(arguments: Sequence[str]) -> None:
     options = parser.parse_args(arguments)
     index = _load_index(options)
     try:
-        serve(index, model_of(index, options.run), options.host, options.port)
+        serve(index, index.model(options.run), options.host, options.port)
     except Interrupted as stopped:
         if stopped.status != 128 + signal.SIGINT:  # Ctrl-C is the normal way to stop the server
             raise

@@ -46,7 +46,7 @@ class FaissBackend:
     """A faiss index over the codes of an index, in their order (`build_structure`).
 
     Args:
-        nprobe: lists that a query reads (ivf); None: `default_nprobe`.
+        nprobe: lists that a query reads (ivf); None: one in 32, at least 8.
         nflip: bits flipped in each key (multihash); None: 1, and within a radius as many as make the result exact.
     """
 
@@ -55,7 +55,7 @@ class FaissBackend:
     ) -> None:
         self.index, self.name, self.structure, self.nflip = index, name, structure, nflip
         if name == "ivf":
-            self.nprobe = min(nprobe or default_nprobe(structure.nlist), structure.nlist)
+            self.nprobe = min(nprobe or max(8, structure.nlist // 32), structure.nlist)
 
     def is_exact(self, radius: int | None) -> bool:
         """Whether a search within `radius` bits, or without a radius, misses nothing."""
@@ -192,11 +192,6 @@ def build_structure(
 def default_nlist(count: int) -> int:
     """Centres for n ≥ 1 codes: the largest power of two up to √n, so that a list has about as many codes."""
     return 1 << (math.isqrt(count).bit_length() - 1)
-
-
-def default_nprobe(nlist: int) -> int:
-    """Lists that a query reads: one in 32, at least 8."""
-    return max(8, nlist // 32)
 
 
 def default_tables(count: int, width: int) -> tuple[int, int]:

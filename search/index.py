@@ -189,11 +189,14 @@ class Index:
                 f"{trained.fingerprint[:12]}), so distances would mean nothing; use that model, or {REBUILD}."
             )
 
-    def model(self) -> TrainedModel:
-        """The model stored in the index; UserError if there is none, or it did not make the codes."""
-        if self.folder is None or not (self.folder / MODEL).is_file():
+    def model(self, run: str | None = None) -> TrainedModel:
+        """The model of `run`, or the stored one; UserError if there is none, or it did not make the codes."""
+        if run is not None:
+            trained = load_model(run, self.code_length)
+        elif self.folder is not None and (self.folder / MODEL).is_file():
+            trained = load_model(self.folder / MODEL)
+        else:
             raise UserError(f"{self.folder}: has no {MODEL}; name the folder of the run with --run.")
-        trained = load_model(self.folder / MODEL)
         self.matches(trained)
         return trained
 

@@ -34,14 +34,11 @@ _KEPT_THUMBNAILS = 1024  # about 20 kB each
 _LOSSLESS_SIDE = 64  # pixels: JPEG artefacts would be visible in thumbnails that the page enlarges
 _DECODED_AT_ONCE = 2
 _WAIT_SECONDS = 30.0
-_ICON = (
-    b'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 16 16"><circle cx="7" cy="7" r="4.5" fill="none" '
-    b'stroke="#4a86d0" stroke-width="2"/><path d="m10.5 10.5 4 4" stroke="#4a86d0" stroke-width="2"/></svg>'
-)
 _FILES = {
     "/": ("page.html", "text/html; charset=utf-8"),
     "/page.css": ("page.css", "text/css; charset=utf-8"),
     "/page.js": ("page.js", "text/javascript; charset=utf-8"),
+    "/icon.svg": ("icon.svg", "image/svg+xml"),
 }
 
 
@@ -66,7 +63,6 @@ class SearchPage:
             "/search": self.search_row,
             "/thumbnail": self.thumbnail,
             "/collection": self.collection,
-            "/icon.svg": lambda request: Reply(_ICON, "image/svg+xml"),
         }
         folder = Path(__file__).parent / "static"
         for address, (name, kind) in _FILES.items():

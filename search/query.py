@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,22 +15,13 @@ from search.backends import Backend
 from search.encode import Encoding, encode_files, find_images
 from search.exact import Rows
 from search.index import Index
-from search.model import TrainedModel, load_model
+from search.model import TrainedModel
 from utils.errors import UserError
 
 MOST_IN_FIGURE = 10  # queries, and neighbours of each
 _MISSING = 208  # the grey in place of an image that can no longer be read
 
 Found = tuple[str, Rows, Rows]  # the path of a query; rows and distances of its neighbours
-
-
-def model_of(index: Index, run: str | Path | None) -> TrainedModel:
-    """The model that made the codes: from `run`, or the one stored in the index; UserError if there is none."""
-    if run is None:
-        return index.model()
-    trained = load_model(run, index.code_length)
-    index.matches(trained)
-    return trained
 
 
 def query(

@@ -567,7 +567,7 @@ def test_what_cannot_be_served_is_refused(index, trained, server):
 @pytest.mark.parametrize("number, status", [(signal.SIGINT, 0), (signal.SIGTERM, 128 + signal.SIGTERM)])
 def test_the_command_ends_by_a_signal(index, trained, tmp_path, monkeypatch, number, status):
     index_without_model(index).save(tmp_path / "index")
-    monkeypatch.setattr(Index, "model", lambda self: trained)
+    monkeypatch.setattr(Index, "model", lambda self, run: trained)
     signals = iter([number])  # one, when it serves
 
     class Signalling(LocalServer):  # not LocalServer itself: the module's server polls too, and would send it too early
