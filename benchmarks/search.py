@@ -1,14 +1,9 @@
-"""Search in many codes: build time, bytes, time per query and recall of every backend (docs/search.md).
+"""Search in many synthetic codes: build time, bytes, time per query and recall of every backend (docs/search.md).
 
     python -m benchmarks.search [--codes 100000,1000000,10000000] [--queries 100]
 
-The codes are synthetic and have 64 bits. There is one centre per 1,000 codes, drawn uniformly; a code or a query is a
-centre with each bit flipped with probability 1/8. Seeds are fixed. Two codes of one centre are 14 bits apart on
-average, codes of two centres 32. recall@10 is the share of 10 results that are no farther than the exact tenth, since
-results at equal distance are equally good. Times are the processor time of one thread, which depends less on other
-processes than the clock: of one query (median over all queries), and per query when all are in one call (median of 5
-calls, backends in turn). Flips of two bits are left out for more than a million codes, where they compare more codes
-than there are.
+Two codes of one centre are 14 bits apart on average, codes of two centres 32. Times are processor times, which depend
+less on other processes than the clock.
 """
 
 from __future__ import annotations
@@ -38,7 +33,7 @@ RESULTS = Path(__file__).resolve().parent.parent / "results" / "search.csv"
 BITS, K, REPEATS = 64, 10, 5
 CODES_A_CENTRE = 1000
 HASHES = {(4, 16): (0, 1, 2), (3, 20): (0, 1)}  # (tables, bits of a key): flips
-MOST_FOR_TWO_FLIPS = 1_000_000  # codes
+MOST_FOR_TWO_FLIPS = 1_000_000  # codes; with more, two flips compare more codes than there are
 PROBES = (1, 8, 32, 64, 256)
 
 Search = Callable[..., list[tuple[Rows, Rows]]]
@@ -69,7 +64,7 @@ def draw(count: int, centres: np.ndarray, *key: int | str) -> np.ndarray:
 
 
 def recall(found: list[tuple[Rows, Rows]], exact: list[tuple[Rows, Rows]]) -> float:
-    """The share of `K` results that are no farther than the last exact one, averaged over the queries."""
+    """The mean share of `K` results that are no farther than the last exact one: ties are equally good."""
     shares = [(near <= best[-1]).sum() / K for (_, near), (_, best) in zip(found, exact, strict=True)]
     return float(np.mean(shares))
 
@@ -83,15 +78,15 @@ def measure(count: int, num_queries: int) -> list[dict[str, object]]:
     backends: list[tuple[dict[str, object], Search]] = []
 
     def add(name: str, setting: str, built: tuple[float, float, float], search: Search) -> None:
-        row = {"codes": count, "backend": name, "setting": setting}
         seconds, disk, memory = built
+        row = {"codes": count, "backend": name, "setting": setting}
         row |= {"build (s)": round(seconds, 1), "disk (MB)": round(disk), "memory (MB)": round(memory)}
         backends.append((row, search))
 
-    def structure(name: str, **options: int) -> tuple[Any, tuple[float, float, float]]:
+    def structure(name: str, tables: tuple[int, int] | None = None) -> tuple[Any, tuple[float, float, float]]:
         release_memory()
         before, start = status("VmRSS"), time.process_time()
-        result = build_structure(name, index.codes, **options)
+        result = build_structure(name, index.codes, tables=tables)
         seconds = time.process_time() - start
         release_memory()
         memory = status("VmRSS") - before
@@ -99,7 +94,7 @@ def measure(count: int, num_queries: int) -> list[dict[str, object]]:
             path = Path(folder) / "structure"
             faiss.write_index_binary(result, str(path))
             disk = path.stat().st_size / 1e6
-        print(f"{count:,} {name} {options}: built in {seconds:.1f} s", file=sys.stderr)
+        print(f"{count:,} {name} {tables or ''}: built in {seconds:.1f} s", file=sys.stderr)
         return result, (seconds, disk, memory)
 
     own = NumpyBackend(index)
@@ -111,18 +106,15 @@ def measure(count: int, num_queries: int) -> list[dict[str, object]]:
     ivf, built = structure("ivf")
     for nprobe in PROBES:
         if nprobe < ivf.nlist:
-
-            def search_ivf(codes: np.ndarray, k: int, nprobe: int = nprobe) -> list[tuple[Rows, Rows]]:
-                return FaissBackend(index, "ivf", ivf, nprobe=nprobe).search(codes, k)
-
-            add("ivf", f"nlist {ivf.nlist}, nprobe {nprobe}", built, search_ivf)
-    for (nhash, bits), flips in HASHES.items():
-        tables, built = structure("multihash", nhash=nhash, bits=bits)
+            search = FaissBackend(index, "ivf", ivf, nprobe=nprobe).search
+            add("ivf", f"nlist {ivf.nlist}, nprobe {nprobe}", built, search)
+    for tables, flips in HASHES.items():
+        multihash, built = structure("multihash", tables)
         for nflip in flips:
             if nflip > 1 and count > MOST_FOR_TWO_FLIPS:
                 continue
-            backend = FaissBackend(index, "multihash", tables, nflip=nflip)
-            add("multihash", f"{nhash} × {bits} bits, nflip {nflip}", built, backend.search)
+            search = FaissBackend(index, "multihash", multihash, nflip=nflip).search
+            add("multihash", f"{tables[0]} × {tables[1]} bits, nflip {nflip}", built, search)
 
     exact = own.search(queries, K)
     batch: list[list[float]] = [[] for _ in backends]
@@ -146,19 +138,18 @@ def measure(count: int, num_queries: int) -> list[dict[str, object]]:
     return [row for row, _ in backends]
 
 
-def counts(text: str) -> list[int]:
-    """The value of --codes: whole numbers, separated by commas."""
-    whole = bounded(int, 1)
-    return [int(whole(count)) for count in text.split(",")]
-
-
 def work() -> None:
     """Read the command line, measure, and write and print the table."""
+    whole = bounded(int, 1)
     parser = Parser(prog="python -m benchmarks.search", description="Search in many synthetic codes.")
     parser.add_argument(
-        "--codes", type=counts, default="100000,1000000,10000000", metavar="N,N,…", help="numbers of codes"
+        "--codes",
+        type=lambda text: [int(whole(count)) for count in text.split(",")],
+        default="100000,1000000,10000000",
+        metavar="N,N,…",
+        help="numbers of codes",
     )
-    parser.add_argument("--queries", type=bounded(int, 1), default=100, metavar="N", help="number of queries [100]")
+    parser.add_argument("--queries", type=whole, default=100, metavar="N", help="number of queries [100]")
     parser.add_argument("-o", "--output", type=Path, default=RESULTS, metavar="FILE", help="CSV [results/search.csv]")
     arguments = parser.parse_args()
     require_place(arguments.output, "-o")

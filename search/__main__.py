@@ -8,20 +8,18 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from plots.gallery import gallery_figure
 from plots.style import FORMATS
-from search.backends import BACKENDS
+from search.backends import BACKENDS, open_backend
 from search.build import build
 from search.encode import print_skipped
-from search.encode_command import add_encoding_flags, add_model_flags, encode
+from search.encode_command import add_encoding_flags, add_model_flags, encode, encoding_of
 from search.index import DEFAULT_K, Index
 from search.model import export_model, load_model
 from search.page import serve
-from search.query import as_json, gallery_of_files, model_of, printable, query, table
+from search.query import as_json, gallery_of_files, printable, query, table
 from utils.command import Parser, bounded, run_command
-from utils.devices import choose_device
 from utils.errors import UserError
 from utils.files import require_place
 from utils.interrupt import Interrupted
@@ -42,19 +40,12 @@ def _export(arguments: Sequence[str]) -> None:
 def _build(arguments: Sequence[str]) -> None:
     parser = Parser(prog="python -m search build", description="Encode images into a search index.")
     add_model_flags(parser)
-    parser.add_argument("images", nargs="+", metavar="IMAGES", help="image files, folders, or lists (.txt)")
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="INDEX", help="the folder to write")
     add_encoding_flags(parser)
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="INDEX", help="the folder to write")
     _add_backend_flag(parser)
     options = parser.parse_args(arguments)
-    index, skipped = build(
-        options.run,
-        options.images,
-        options.output,
-        code_length=options.code_length,
-        backend=options.backend,
-        **_encoding(options),
-    )
+    encoding = encoding_of(options)
+    index, skipped = build(options.run, options.images, options.output, encoding, options.code_length, options.backend)
     left_out = f", {skipped:,} skipped" if skipped else ""
     print(f"{len(index):,} images in {index.code_length} bits{left_out}: index written to {options.output}")
 
@@ -62,7 +53,7 @@ def _build(arguments: Sequence[str]) -> None:
 def _query(arguments: Sequence[str]) -> None:
     parser = Parser(prog="python -m search query", description="Find the images of an index that are like given ones.")
     _add_index_flags(parser)
-    parser.add_argument("images", nargs="+", metavar="IMAGES", help="image files, folders, or lists (.txt)")
+    add_encoding_flags(parser)
     parser.add_argument(
         "-k", type=bounded(int, 1), metavar="K", help=f"neighbours [{DEFAULT_K}; with --radius all within it]"
     )
@@ -71,7 +62,6 @@ def _query(arguments: Sequence[str]) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON document instead of tables")
     parser.add_argument("--nprobe", type=bounded(int, 1), metavar="N", help="lists that a query reads (ivf)")
     parser.add_argument("--nflip", type=bounded(int, 0), metavar="N", help="bits flipped in each key (multihash)")
-    add_encoding_flags(parser)
     _add_backend_flag(parser)
     options = parser.parse_args(arguments)
 
@@ -79,19 +69,11 @@ def _query(arguments: Sequence[str]) -> None:
         if options.figure.suffix[1:] not in FORMATS:
             raise UserError(f"--figure {options.figure}: the name must end in {' or '.join(FORMATS)}.")
         require_place(options.figure, "--figure")
-    encoding = _encoding(options)
+    encoding = encoding_of(options)
     index = _load_index(options)
-    found, unreadable, backend = query(
-        index,
-        options.images,
-        run=options.run,
-        k=options.k,
-        radius=options.radius,
-        backend=options.backend,
-        nprobe=options.nprobe,
-        nflip=options.nflip,
-        **encoding,
-    )
+    trained = index.model(options.run)
+    backend = open_backend(index, options.backend, options.nprobe, options.nflip)
+    found, unreadable = query(backend, trained, options.images, encoding, options.k, options.radius)
     for path, reason in unreadable:
         print_skipped(printable(path), reason)
     if options.json:
@@ -115,14 +97,13 @@ def _serve(arguments: Sequence[str]) -> None:
     options = parser.parse_args(arguments)
     index = _load_index(options)
     try:
-        serve(index, model_of(index, options.run), options.host, options.port)
+        serve(index, index.model(options.run), options.host, options.port)
     except Interrupted as stopped:
         if stopped.status != 128 + signal.SIGINT:  # Ctrl-C is the normal way to stop the server
             raise
 
 
 def _add_index_flags(parser: argparse.ArgumentParser) -> None:
-    """`INDEX`, `--run` and `--images-folder`: which index, and what belongs to it."""
     parser.add_argument("index", type=Path, metavar="INDEX", help="a folder that `python -m search build` wrote")
     parser.add_argument(
         "--run", metavar="RUN", help="the folder of a run, or an export, if the index has no model of its own"
@@ -136,15 +117,6 @@ def _add_backend_flag(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--backend", choices=("auto", *BACKENDS), default="auto", help="how to search; auto: by the number of codes"
     )
-
-
-def _encoding(options: argparse.Namespace) -> dict[str, Any]:
-    """The options of `search.encode.encode_files` from the flags."""
-    return {
-        "batch_size": options.batch_size,
-        "device": choose_device(options.device),
-        "num_workers": options.num_workers,
-    }
 
 
 def _load_index(options: argparse.Namespace) -> Index:
@@ -166,7 +138,7 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {  # with wha
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run with the given command line; returns the exit status (`utils.command.run_command`)."""
+    """Run with the given command line; returns the exit status."""
     words = sys.argv[1:] if arguments is None else list(arguments)
     command = words[0] if words else ""
 

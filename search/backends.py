@@ -1,14 +1,8 @@
 """Ways to search an index: our exact search, and those of faiss if it is installed (docs/search.md).
 
-- ``numpy``: compares every code (`Index.search`). Exact.
-- ``flat``: the same with IndexBinaryFlat of faiss. Exact, with the same result.
-- ``ivf``: stores each code in the list of its nearest centre; a query compares the codes in the lists of the `nprobe`
-  nearest centres (IndexBinaryIVF). Approximate.
-- ``multihash``: cuts a code into pieces of 16 bits or more, each the key of a table; a query looks up its pieces, and
-  those with up to `nflip` bits flipped (IndexBinaryMultiHash). Approximate for the k nearest; exact within a radius.
-
-All sort by (distance, row). faiss breaks ties in another way, so all codes that tie at the cut are fetched.
-The classes of faiss: https://github.com/facebookresearch/faiss/wiki/Binary-indexes
+``numpy`` is `Index.search`; ``flat``, ``ivf`` and ``multihash`` are IndexBinaryFlat, IndexBinaryIVF and
+IndexBinaryMultiHash of faiss (https://github.com/facebookresearch/faiss/wiki/Binary-indexes). All sort by (distance,
+row). faiss breaks ties in another way, so all codes that tie at the cut are fetched.
 """
 
 from __future__ import annotations
@@ -36,7 +30,7 @@ _SEED = 1
 
 
 class NumpyBackend:
-    """`Index.search` of an index."""
+    """`Index.search`."""
 
     name = "numpy"
 
@@ -44,33 +38,30 @@ class NumpyBackend:
         self.search = index.search
 
     def is_exact(self, radius: int | None) -> bool:
-        """Whether a search within `radius`, or without a radius, misses nothing."""
+        """Whether a search misses nothing."""
         return True
 
 
 class FaissBackend:
-    """A faiss binary index over the codes of an index.
+    """A faiss index over the codes of an index, in their order (`build_structure`).
 
     Args:
-        index: its codes were added to `structure`, in their order.
-        name: one of ``flat``, ``ivf``, ``multihash``.
-        structure: the faiss index (`build_structure`).
-        nprobe: lists that a query reads (ivf); None: `default_nprobe`.
+        nprobe: lists that a query reads (ivf); None: one in 32, at least 8.
         nflip: bits flipped in each key (multihash); None: 1, and within a radius as many as make the result exact.
     """
 
     def __init__(
-        self, index: Index, name: str, structure: Any, *, nprobe: int | None = None, nflip: int | None = None
+        self, index: Index, name: str, structure: Any, nprobe: int | None = None, nflip: int | None = None
     ) -> None:
         self.index, self.name, self.structure, self.nflip = index, name, structure, nflip
         if name == "ivf":
-            structure.nprobe = min(nprobe or default_nprobe(structure.nlist), structure.nlist)
+            self.nprobe = min(nprobe or max(8, structure.nlist // 32), structure.nlist)
 
     def is_exact(self, radius: int | None) -> bool:
-        """Whether a search within `radius`, or without a radius, misses nothing."""
+        """Whether a search within `radius` bits, or without a radius, misses nothing."""
         if self.name == "multihash":
             return radius is not None and self._flips(radius) >= min(radius // self.structure.nhash, self.structure.b)
-        return self.name == "flat" or self.structure.nprobe == self.structure.nlist
+        return self.name == "flat" or self.nprobe == self.structure.nlist
 
     def search(
         self, query_codes: npt.ArrayLike, k: int | None = None, radius: int | None = None
@@ -78,32 +69,27 @@ class FaissBackend:
         """As `Index.search`; an approximate search may miss codes, but its distances are correct."""
         queries, most, limit = self.index.checked(query_codes, k, radius)
         queries = np.ascontiguousarray(queries)
-        if self.name == "multihash":
+        if self.name == "ivf":
+            self.structure.nprobe = self.nprobe
+        elif self.name == "multihash":
             self.structure.nflip = self._flips(radius)
         if radius is not None or most == len(self.index):
-            return [first(*found, most) for found in self._within(queries, limit)]
+            return [first(*self._within(query, limit), most) for query in queries]
         fetched = min(most + _MORE, len(self.index))
         distances, rows = self.structure.search(queries, fetched)
-        results: list[tuple[Rows, Rows]] = []
-        cut: dict[int, list[int]] = {}  # queries with more ties than were fetched, by the distance of the cut
-        for query, (distance, row) in enumerate(zip(distances, rows, strict=True)):
+        results = []
+        for query, distance, row in zip(queries, distances, rows, strict=True):
             found = row >= 0  # -1: no further result
-            results.append(first(row[found], distance[found], most))
+            near = row[found], distance[found]
             if found.all() and fetched < len(self.index) and distance[-1] == distance[most - 1]:
-                cut.setdefault(int(distance[most - 1]), []).append(query)
-        for distance, places in cut.items():
-            for place, within in zip(places, self._within(queries[places], distance), strict=True):
-                results[place] = first(*within, most)
+                near = self._within(query, int(distance[-1]))  # more ties than were fetched
+            results.append(first(*near, most))
         return results
 
-    def _within(self, queries: npt.NDArray[np.uint8], radius: int) -> list[tuple[Rows, Rows]]:
-        """All codes found at distance ≤ radius, in no particular order."""
-        results = []
-        for query in queries:  # one at a time: within a large radius a single query may have millions
-            # The limit of faiss is exclusive.
-            _, distances, rows = self.structure.range_search(query[None], radius + 1)
-            results.append((rows.astype(np.int64), distances.astype(np.int64)))
-        return results
+    def _within(self, query: npt.NDArray[np.uint8], radius: int) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+        """Rows and distances of all codes found at distance ≤ radius, in no particular order."""
+        _, distances, rows = self.structure.range_search(query[None], radius + 1)  # the limit of faiss is exclusive
+        return rows, distances
 
     def _flips(self, radius: int | None) -> int:
         """Bits to flip in each key: of r different bits, one of the nhash pieces has at most ⌊r / nhash⌋."""
@@ -117,16 +103,13 @@ Backend = NumpyBackend | FaissBackend
 
 
 def first(rows: npt.NDArray[Any], distances: npt.NDArray[Any], k: int) -> tuple[Rows, Rows]:
-    """The first k by (distance, row): rows and distances, int64."""
+    """The first k by (distance, row)."""
     order = np.lexsort((rows, distances))[:k]
     return rows[order].astype(np.int64), distances[order].astype(np.int64)
 
 
 def default_backend(count: int) -> str:
-    """``ivf`` for more than `MOST_FOR_EXACT` codes if faiss is installed; otherwise ``numpy``.
-
-    Never ``flat``: with one thread it is not faster than ``numpy`` (docs/search.md).
-    """
+    """``ivf`` for more than `MOST_FOR_EXACT` codes if faiss is installed; otherwise ``numpy``, as fast as ``flat``."""
     return "ivf" if count > MOST_FOR_EXACT and has_faiss() else "numpy"
 
 
@@ -135,15 +118,11 @@ def has_faiss() -> bool:
     return importlib.util.find_spec("faiss") is not None
 
 
-def open_backend(index: Index, name: str = "auto", *, nprobe: int | None = None, nflip: int | None = None) -> Backend:
-    """The backend `name`; "auto": the one stored in the index, otherwise `default_backend`.
+def open_backend(index: Index, name: str = "auto", nprobe: int | None = None, nflip: int | None = None) -> Backend:
+    """One of `BACKENDS`; "auto": the one stored in the index, otherwise `default_backend`.
 
-    A structure of faiss that is stored in the index is read; any other is built from the codes.
-
-    Args:
-        index: what to search.
-        name: "auto" or one of `BACKENDS`.
-        nprobe, nflip: as for `FaissBackend`.
+    A structure of faiss that is stored in the index is read; any other is built from the codes. `nprobe` and `nflip`
+    are those of `FaissBackend`.
 
     Raises:
         UserError: an unknown name, faiss is not installed, or the stored structure is damaged.
@@ -166,7 +145,7 @@ def open_backend(index: Index, name: str = "auto", *, nprobe: int | None = None,
             raise UserError(f"{index.folder / FAISS}: belongs to other codes; {REBUILD}.")
     else:
         structure = build_structure(name, index.codes)
-    return FaissBackend(index, name, structure, nprobe=nprobe, nflip=nflip)
+    return FaissBackend(index, name, structure, nprobe, nflip)
 
 
 def require_faiss(name: str) -> None:
@@ -178,19 +157,13 @@ def require_faiss(name: str) -> None:
 
 
 def build_structure(
-    name: str,
-    codes: npt.NDArray[np.uint8],
-    *,
-    nlist: int | None = None,
-    nhash: int | None = None,
-    bits: int | None = None,
+    name: str, codes: npt.NDArray[np.uint8], nlist: int | None = None, tables: tuple[int, int] | None = None
 ) -> Any:
-    """A faiss binary index over packed codes uint8 [n, bytes].
+    """A faiss binary index, ``flat``, ``ivf`` or ``multihash``, over packed codes uint8 [n, bytes].
 
     Args:
-        name: ``flat``, ``ivf`` or ``multihash``.
         nlist: centres (ivf); None: `default_nlist`. They are learned from 40 codes each, drawn with a fixed seed.
-        nhash, bits: tables and bits of a key (multihash); None: `default_tables`.
+        tables: their number and the bits of a key (multihash); None: `default_tables`.
     """
     import faiss  # optional: requirements-search.txt
 
@@ -211,8 +184,7 @@ def build_structure(
         chosen = np.sort(np.random.default_rng(_SEED).choice(len(codes), number, replace=False))
         structure.train(codes[chosen])
     else:
-        tables, key_bits = default_tables(len(codes), width)
-        structure = faiss.IndexBinaryMultiHash(width, nhash or tables, bits or key_bits)
+        structure = faiss.IndexBinaryMultiHash(width, *(tables or default_tables(len(codes), width)))
     structure.add(codes)
     return structure
 
@@ -222,15 +194,10 @@ def default_nlist(count: int) -> int:
     return 1 << (math.isqrt(count).bit_length() - 1)
 
 
-def default_nprobe(nlist: int) -> int:
-    """Lists that a query reads: one in 32, at least 8."""
-    return max(8, nlist // 32)
-
-
 def default_tables(count: int, width: int) -> tuple[int, int]:
     """(tables, bits of a key) for n ≥ 1 codes of `width` bits; the keys do not overlap and cover almost all bits.
 
-    A key has 16 bits or more, so that a key has eight codes on average; faiss allows at most 64 bits.
+    Keys have 16 to 64 bits (the limit of faiss), so that a key has eight codes on average.
     """
     tables = max(1, width // max(_LEAST_KEY_BITS, count.bit_length() - 4))
     return tables, min(width // tables, 64)

@@ -3,42 +3,31 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from search.backends import EXACT, build_structure, default_backend, require_faiss
-from search.encode import find_images
-from search.encode_job import Job, encode_to_file
+from search.encode import Encoding, find_images
+from search.encode_job import Job, encode_to_file, places_of
 from search.index import Index
 from search.index_files import require_index_place
 from search.model import load_model
 
 
 def build(
-    run: str | Path,
-    images: Iterable[str],
-    folder: Path,
-    *,
-    code_length: int | None = None,
-    backend: str = "auto",
-    **options: Any,
+    run: str, images: Sequence[str], folder: Path, encoding: Encoding, code_length: int | None, backend: str
 ) -> tuple[Index, int]:
-    """Encode images and write an index.
-
-    The codes are made in parts beside `folder`, so that the same call continues after a kill
-    (`search.encode_job.encode_to_file`).
+    """Encode images and write an index; the same call continues after a kill (`encode_to_file`).
 
     Args:
         run: the folder of a run or an export; its weights are stored in the index without a change.
-        images: files, folders and lists, as for `search.encode.find_images`.
+        images: as for `find_images`.
         folder: the index; an old index there is replaced.
-        code_length: K, where the run has models of several lengths.
-        backend: the structure of ``ivf`` or ``multihash`` is stored in the index; ``auto`` chooses by the number of
-            codes.
-        options: as for `search.encode.encode_files`.
+        encoding: how to encode.
+        code_length: K, where the run has models of several lengths; otherwise None.
+        backend: the structure of ``ivf`` or ``multihash`` is stored in the index; ``auto``: by the number of codes.
 
     Returns:
         The index, and the number of images left out.
@@ -51,19 +40,20 @@ def build(
         require_faiss(backend)
     sources, base = find_sources(images)
     trained = load_model(run, code_length)
+    paths = [path for path, _, _ in sources]
     codes_file = folder.with_name(f".{folder.name}.codes.npz")
-    _, skipped = encode_to_file(Job(trained, [path for path, _, _ in sources], codes_file), **options)
+    _, skipped = encode_to_file(Job(trained, paths, codes_file, encoding))
     try:
         with np.load(codes_file, allow_pickle=False) as content:
             codes, seen = content["codes"], content["names"].tolist()
-        kept = list(_of_names(sources, seen))
-        labels = [label for _, _, label in kept]
+        kept = [sources[place] for place in places_of(seen, paths)]
+        names, labels = [name for _, name, _ in kept], [label for _, _, label in kept]
         index = Index(
             codes,
-            [name for _, name, _ in kept],
+            names,
             labels if any(labels) else None,
             trained.code_length,
-            trained.summary,
+            trained.settings,
             trained.fingerprint,
             images=base,
         )
@@ -75,20 +65,13 @@ def build(
     return index, skipped
 
 
-def find_sources(inputs: Iterable[str]) -> tuple[list[tuple[str, str, str]], Path]:
-    """The images that `inputs` stand for, as (path that can be opened from here, name in the index, label).
+def find_sources(inputs: Sequence[str]) -> tuple[list[tuple[str, str, str]], Path]:
+    """The images that `inputs` name, as for `find_images`, and the folder that their names are relative to.
 
-    With a single folder, names are relative to it; otherwise they are the paths as given, relative to the current
-    folder. The label is the first folder below an input folder; it is "" for images directly in the input folder, for
-    files and for lists.
-
-    Returns:
-        The images, and the folder that the names are relative to.
-
-    Raises:
-        UserError: as `search.encode.find_images`.
+    Each is (path that can be opened from here, name in the index, label). With a single folder, names are relative to
+    it; otherwise they are the paths as given, relative to the current folder. The label is the first folder below an
+    input folder; "" for images directly in it, for files and for lists.
     """
-    inputs = list(inputs)
     alone = len(inputs) == 1 and os.path.isdir(inputs[0])
     sources = []
     for given in inputs:
@@ -100,10 +83,3 @@ def find_sources(inputs: Iterable[str]) -> tuple[list[tuple[str, str, str]], Pat
                 label = inside.split(os.sep)[0] if os.sep in inside else ""
             sources.append((path, inside if alone else path, label))
     return sources, Path(inputs[0]).resolve() if alone else Path.cwd()
-
-
-def _of_names(sources: Iterable[tuple[str, str, str]], names: Iterable[str]) -> Iterator[tuple[str, str, str]]:
-    """The sources with the paths `names`, which are a subsequence of theirs."""
-    rest = iter(sources)
-    for name in names:
-        yield next(source for source in rest if source[0] == name)

@@ -1,4 +1,4 @@
-"""The file of codes that `python -m search encode` writes (docs/encode.md): an npz archive."""
+"""The npz file that `python -m search encode` writes (docs/encode.md)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from search.model import TrainedModel
 
 
 def request_key(trained: TrainedModel, names: Iterable[str]) -> str:
-    """SHA-256, 64 hexadecimal digits, of a model and the names of all images that it has to encode."""
+    """SHA-256 (hexadecimal) of a model and the names of all images that it has to encode."""
     digest = hashlib.sha256(model_key(trained).encode())
     for name in names:
         digest.update(name.encode("utf-8", "surrogatepass") + b"\0")
@@ -22,33 +22,28 @@ def request_key(trained: TrainedModel, names: Iterable[str]) -> str:
 
 
 def model_key(trained: TrainedModel) -> str:
-    """SHA-256, 64 hexadecimal digits, of the weights and the other settings that the code of an image depends on."""
-    return hashlib.sha256(f"{trained.fingerprint}\n{json.dumps(trained.summary)}".encode()).hexdigest()
+    """SHA-256 (hexadecimal) of the weights and the settings that the code of an image depends on."""
+    return hashlib.sha256(f"{trained.fingerprint}\n{json.dumps(trained.settings)}".encode()).hexdigest()
 
 
 def write_codes(file: IO[bytes], names: Sequence[str], codes: np.ndarray, trained: TrainedModel, request: str) -> None:
-    """Write the archive; the same content gives the same bytes, since numpy gives every member a constant date.
+    """Write n names and codes, uint8 [n, ceil(K/8)], of a model for a request (`request_key`).
 
-    Args:
-        file: where to write.
-        names: of n images.
-        codes: packed, uint8 [n, ceil(K/8)].
-        trained: the model that made the codes.
-        request: from `request_key`.
+    The same content gives the same bytes, since numpy gives every member of the archive a constant date.
     """
     np.savez_compressed(
         file,
         codes=codes,
         names=np.array(names),
         code_length=np.array(trained.code_length),
-        settings=np.array(json.dumps(trained.summary)),
+        settings=np.array(json.dumps(trained.settings)),
         fingerprint=np.array(trained.fingerprint),
         request=np.array(request),
     )
 
 
 def num_codes(path: Path, request: str) -> int | None:
-    """The number of codes in a finished file; None where there is none, or it belongs to another request."""
+    """The number of codes in a finished file; None if there is none, or it belongs to another request."""
     try:
         with np.load(path, allow_pickle=False) as content:
             return len(content["codes"]) if str(content["request"]) == request else None

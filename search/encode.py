@@ -1,11 +1,12 @@
-"""From image files to packed codes, batch by batch: what every command of `python -m search` encodes with."""
+"""From image files to packed codes, batch by batch."""
 
 from __future__ import annotations
 
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from operator import length_hint
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from data.transform import eval_windows, make_image
 from search.model import TrainedModel
 from utils.errors import UserError
 
+CPU = torch.device("cpu")
 CPU_ROWS = 64  # images in every input of the network on a CPU: its rounding depends on their number
 _LABELS = re.compile(r"(\s+\d+)+$")
 
@@ -29,17 +31,16 @@ _LABELS = re.compile(r"(\s+\d+)+$")
 # ---- Which images ----
 
 
-def find_images(inputs: Iterable[str]) -> list[str]:
-    """The names of all images that `inputs` stand for, each such that it can be opened from the current folder.
+def find_images(inputs: Sequence[str]) -> list[str]:
+    """The paths of all images that `inputs` name, as they can be opened from the current folder.
 
     Args:
-        inputs: image files, taken as they are; folders, with every image below them, sorted; lists (`.txt`), with one
-            path per line, relative to the folder of the list.
+        inputs: image files; folders, for every image below them, sorted; lists (`.txt`) with one path per line,
+            relative to the folder of the list.
 
     Raises:
-        UserError: an input does not exist, a list is malformed (`data.list_files.read_names`), or there is no image.
+        UserError: an input does not exist, a list is malformed, or there is no image.
     """
-    inputs = list(inputs)
     found: list[str] = []
     for given in inputs:
         if os.path.isdir(given):
@@ -57,7 +58,7 @@ def find_images(inputs: Iterable[str]) -> list[str]:
 
 
 def without_labels(line: str) -> str:
-    """A line of a list without the whole numbers after the name: ``a b.jpg 0 1 0`` → ``a b.jpg``."""
+    """A line of a list without the labels after the name: ``a b.jpg 0 1 0`` → ``a b.jpg``."""
     name = _LABELS.sub("", line)
     is_image = os.path.splitext(name)[1].lower() in EXTENSIONS
     return name if is_image else line
@@ -71,33 +72,38 @@ def print_skipped(name: str, reason: str) -> None:
 # ---- Codes ----
 
 
+@dataclass(frozen=True)
+class Encoding:
+    """How to encode: images in a batch, where, and threads that read images ahead (0: one per processor)."""
+
+    batch_size: int = 64
+    device: torch.device = CPU
+    num_workers: int = 0
+
+
+ON_CPU = Encoding()
+
+
 def encode_files(
     trained: TrainedModel,
     paths: Iterable[str],
+    encoding: Encoding = ON_CPU,
     *,
-    batch_size: int = 64,
-    device: torch.device | str = "cpu",
-    num_workers: int = 0,
     on_bad_image: Callable[[str, str], None] = print_skipped,
     bar: str = "Encoding images",
 ) -> Iterator[tuple[list[str], np.ndarray]]:
     """Encode image files in order, batch by batch; memory does not grow with their number.
 
-    Each file is treated like an image of a dataset in evaluation (docs/datasets.md): decoded, upright, RGB, shorter
-    side at most R, Resize(R), CenterCrop(S), normalised, with R = `trained.shorter_side`.
-
-    On a CPU the input of the network always has the images of `CPU_ROWS` entries of `paths`, with zeros for images that
-    cannot be read and after the last one, whatever `batch_size` is. So the codes are the same to the last bit. On a GPU
-    the input has `batch_size` images.
+    Each is treated like an image of a dataset in evaluation (docs/datasets.md). On a CPU the input of the network
+    always has the images of `CPU_ROWS` entries of `paths`, with zeros for images that cannot be read and after the last
+    one, so that the batch size does not change the codes. On a GPU it has one batch.
 
     Args:
-        trained: from `search.model.load_model`; its network is moved to `device`.
-        paths: n file names.
-        batch_size: images in a yielded batch; only the last one has fewer.
-        device: where to compute.
-        num_workers: threads that read images ahead; 0: one per processor.
+        trained: its network is moved to the device.
+        paths: file names.
+        encoding: all batches but the last have its `batch_size`.
         on_bad_image: called with the name and the reason for each file that cannot be read as an image.
-        bar: the name of the progress bar, which is shown on a terminal only.
+        bar: the text of the progress bar.
 
     Yields:
         (names of N images, codes uint8 [N, ceil(K/8)]). Bit k of a code is bit 7 - k % 8 of byte k // 8, the order of
@@ -106,33 +112,26 @@ def encode_files(
     Raises:
         UserError: an output of the network is not a number, or the memory of the GPU is too small.
     """
-    if batch_size < 1:
-        raise UserError(f"--batch-size must be 1 or more, not {batch_size}.")
-    device = torch.device(device)
-    rows = CPU_ROWS if device.type == "cpu" else batch_size
-    width = -(-trained.code_length // 8)
-    names: list[str] = []
-    codes = bytearray()
-
-    def batch() -> tuple[list[str], np.ndarray]:
-        taken, packed = names[:batch_size], np.frombuffer(bytes(codes[: batch_size * width]), dtype=np.uint8)
-        del names[:batch_size], codes[: batch_size * width]
-        return taken, packed.reshape(-1, width)
-
+    size = encoding.batch_size
+    if size < 1:
+        raise UserError(f"--batch-size must be 1 or more, not {size}.")
     prepared = in_parallel(
         lambda path: (path, prepare_image(path, trained.image_size, trained.shorter_side)),
         paths,
-        threads=num_workers or os.cpu_count() or 1,
+        threads=encoding.num_workers or os.cpu_count() or 1,
         count=length_hint(paths, 0),
         bar=bar,
     )
-    for seen, packed in _encode_in_blocks(trained, prepared, rows, device, on_bad_image):
-        names += seen
-        codes += packed.tobytes()
-        while len(names) >= batch_size:
-            yield batch()
+    rows = CPU_ROWS if encoding.device.type == "cpu" else size
+    names: list[str] = []
+    codes = np.zeros((0, -(-trained.code_length // 8)), dtype=np.uint8)
+    for seen, packed in _encode_in_blocks(trained, prepared, rows, encoding.device, on_bad_image):
+        names, codes = names + seen, np.concatenate((codes, packed))
+        while len(names) >= size:
+            yield names[:size], codes[:size]
+            names, codes = names[size:], codes[size:]
     if names:
-        yield batch()
+        yield names, codes
 
 
 def _encode_in_blocks(
@@ -142,20 +141,18 @@ def _encode_in_blocks(
     device: torch.device,
     on_bad_image: Callable[[str, str], None],
 ) -> Iterator[tuple[list[str], np.ndarray]]:
-    """(names, packed codes) of `rows` entries of the list at a time; the last input of the network is filled up.
+    """(names, packed codes) of `rows` entries of the list at a time.
 
-    An image that cannot be read keeps its place, with zeros. So a later image has the same place in the same block
-    wherever the list is cut at a multiple of `rows`.
+    An image that cannot be read keeps its place, so that the blocks are the same wherever the list is cut at a multiple
+    of `rows`.
     """
     model = trained.model.to(device).to(memory_format=torch.channels_last)
     images = np.zeros((rows, 3, trained.image_size, trained.image_size), dtype=np.float32)
     names: list[str] = []
     places: list[int] = []  # of `names` in `images`
-    place = -1
-    for path, image in prepared:
-        place = (place + 1) % rows
+    for number, (path, image) in enumerate(prepared):
+        place = number % rows
         if isinstance(image, BadImage):
-            images[place] = 0
             on_bad_image(path, " ".join(str(image).split()))
         else:
             images[place] = image
@@ -164,8 +161,8 @@ def _encode_in_blocks(
         if place == rows - 1 and names:
             yield names, packed_codes(model, images, device)[places]
             names, places = [], []
+            images[:] = 0
     if names:
-        images[place + 1 :] = 0
         yield names, packed_codes(model, images, device)[places]
 
 
@@ -181,11 +178,7 @@ def prepare_image(path: str | os.PathLike[str], image_size: int, shorter_side: i
 
 
 def packed_codes(model: nn.Module, images: np.ndarray, device: torch.device) -> np.ndarray:
-    """The codes of prepared images: images float32 [N, 3, S, S] → uint8 [N, ceil(K/8)].
-
-    Raises:
-        UserError: an output is not a number, or the memory of the GPU is too small.
-    """
+    """The codes of prepared images: float32 [N, 3, S, S] → uint8 [N, ceil(K/8)]. Raises as `encode_files`."""
     try:
         with torch.inference_mode():
             code = model(torch.from_numpy(images).to(device))[1].float().cpu().numpy()

@@ -7,9 +7,8 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from search.encode import find_images
+from search.encode import Encoding, find_images
 from search.encode_job import Job, encode_share, encode_to_file, merge, parts_are_kept, require_own_parts
 from search.model import load_model
 from utils import distributed
@@ -27,7 +26,8 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def add_encoding_flags(parser: argparse.ArgumentParser) -> None:
-    """`--device`, `--batch-size` and `--num-workers`: how to encode."""
+    """`IMAGES`, `--device`, `--batch-size` and `--num-workers`: what to encode, and how."""
+    parser.add_argument("images", nargs="+", metavar="IMAGES", help="image files, folders, or lists of paths (.txt)")
     parser.add_argument("--device", default="auto", help="auto (a GPU where there is one), cpu, cuda or cuda:N [auto]")
     parser.add_argument(
         "--batch-size", type=bounded(int, 1), default=64, metavar="N", help="images at once on a GPU [64]"
@@ -39,6 +39,17 @@ def add_encoding_flags(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="threads that read images ahead; 0: one per processor [0]",
     )
+
+
+def encoding_of(options: argparse.Namespace) -> Encoding:
+    """From the flags; under torchrun, each process has its own GPU and its share of the processors.
+
+    Raises:
+        UserError: there is no such device.
+    """
+    processors = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    device = distributed.own_device(options.device)
+    return Encoding(options.batch_size, device, options.num_workers or max(1, processors))
 
 
 def which_share(asked: str | None) -> tuple[int, int]:
@@ -59,20 +70,13 @@ def which_share(asked: str | None) -> tuple[int, int]:
 
 
 def encode(arguments: Sequence[str]) -> None:
-    """Read the command line and encode.
-
-    Raises:
-        UserError: a wrong flag, no image, no model, or a file that cannot be written.
-    """
+    """Read the command line and encode."""
     parser = Parser(prog="python -m search encode", description="Encode images with a trained model.")
     add_model_flags(parser)
-    parser.add_argument(
-        "images", nargs="+", metavar="IMAGES", help="image files, folders, or lists (.txt) with one path per line"
-    )
+    add_encoding_flags(parser)
     parser.add_argument(
         "-o", "--output", type=Path, default=Path("codes.npz"), metavar="FILE", help="the file to write [codes.npz]"
     )
-    add_encoding_flags(parser)
     parser.add_argument("--shard", metavar="I/N", help="encode share I of N, from 0, without torchrun")
     parser.add_argument("--merge", action="store_true", help="only put the finished parts of all shares together")
     options = parser.parse_intermixed_args(arguments)  # flags between the images too
@@ -80,22 +84,17 @@ def encode(arguments: Sequence[str]) -> None:
     shard, shards = which_share(options.shard)
     if options.merge and (options.shard or shards > 1):
         raise UserError("--merge puts the parts of all shares together; run it in one process without --shard.")
-    device = distributed.own_device(options.device)
+    encoding = encoding_of(options)
     require_place(options.output, "--output")
     paths = find_images(options.images)
-    job = Job(load_model(options.run, options.code_length), paths, options.output)
-    encoding = {
-        "batch_size": options.batch_size,
-        "device": device,
-        "num_workers": options.num_workers or _own_processors(),
-    }
+    job = Job(load_model(options.run, options.code_length), paths, options.output, encoding)
     if options.merge or options.shard or shards > 1:
-        _run_share(job, shard, shards, options, encoding)
+        _run_share(job, shard, shards, options)
     else:
-        _print_written(job, *encode_to_file(job, **encoding))
+        _print_written(job, *encode_to_file(job))
 
 
-def _run_share(job: Job, shard: int, shards: int, options: argparse.Namespace, encoding: dict[str, Any]) -> None:
+def _run_share(job: Job, shard: int, shards: int, options: argparse.Namespace) -> None:
     """Encode a share, or nothing with --merge; put the parts together when none is missing; print the state."""
     require_own_parts(job)
     missing = job.missing()
@@ -106,7 +105,7 @@ def _run_share(job: Job, shard: int, shards: int, options: argparse.Namespace, e
         return
     with parts_are_kept(job):
         if not options.merge:
-            encode_share(job, shard, shards, **encoding)
+            encode_share(job, shard, shards)
             missing = job.missing()
         if options.merge or not missing:
             merged = merge(job)
@@ -119,8 +118,3 @@ def _run_share(job: Job, shard: int, shards: int, options: argparse.Namespace, e
 def _print_written(job: Job, written: int, skipped: int) -> None:
     left_out = f", {skipped:,} skipped" if skipped else ""
     print(f"{written:,} images in {job.trained.code_length} bits{left_out}: written to {job.output}")
-
-
-def _own_processors() -> int:
-    """The share of this process in the processors of the machine under torchrun, at least 1."""
-    return max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))

@@ -1,31 +1,28 @@
-"""Encode many images in parts, by one or several processes; finished parts survive a kill (docs/encode.md).
-
-The list of names is cut into parts of `PART` names, whatever the number of processes. Each part is a file of its own,
-so that a job that is started again finds what is done. `PART` is a multiple of `CPU_ROWS`: the inputs of the network on
-a CPU, and with them the codes, are those of the whole list, bit for bit.
-"""
+"""Encode many images in parts, by one or several processes; finished parts survive a kill (docs/encode.md)."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import compress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from search.code_file import model_key, num_codes, request_key, write_codes
-from search.encode import encode_files
+from search.encode import ON_CPU, Encoding, encode_files
 from search.model import TrainedModel
 from utils.errors import UserError
 from utils.files import locked, write_file
 from utils.interrupt import Interrupted
 
+# Names in a part, whatever the number of processes. A multiple of `CPU_ROWS`: the inputs of the network on a CPU, and
+# with them the codes, are those of the whole list, bit for bit.
 PART = 4096
 
 # Number, model, images. With a dot before and more after it: the temporary file of a killed process.
@@ -41,17 +38,12 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True)
 class Job:
-    """What to encode into which file.
-
-    Attributes:
-        trained: the model.
-        names: n file names, the same and in the same order in every process.
-        output: the npz file to write.
-    """
+    """What to encode into which npz file; `names` must be the same, in the same order, in every process."""
 
     trained: TrainedModel
     names: Sequence[str]
     output: Path
+    encoding: Encoding = ON_CPU
 
     @property
     def folder(self) -> Path:
@@ -95,12 +87,14 @@ def share_of(num_parts: int, shard: int, shards: int) -> range:
     return range(num_parts * shard // shards, num_parts * (shard + 1) // shards)
 
 
-def require_own_parts(job: Job) -> None:
-    """Check that the folder of the parts has none of another job.
+def places_of(kept: Iterable[str], names: Iterable[str]) -> list[int]:
+    """The positions of `kept` in `names`, of which it is a subsequence."""
+    rest = enumerate(names)
+    return [next(place for place, name in rest if name == wanted) for wanted in kept]
 
-    Raises:
-        UserError: it has, or it cannot be read as a folder.
-    """
+
+def require_own_parts(job: Job) -> None:
+    """UserError if the folder of the parts has parts of another job or cannot be read."""
     try:
         found = [_PART_NAME.fullmatch(name) for name in os.listdir(job.folder)]
     except FileNotFoundError:
@@ -128,11 +122,8 @@ def parts_are_kept(job: Job) -> Iterator[None]:
         raise
 
 
-def encode_to_file(job: Job, **options: Any) -> tuple[int, int]:
+def encode_to_file(job: Job) -> tuple[int, int]:
     """Encode all images of a job in this process; more than one part in parts that survive a kill.
-
-    Args:
-        options: as for `encode_files`.
 
     Returns:
         (images with a code, images left out).
@@ -141,30 +132,29 @@ def encode_to_file(job: Job, **options: Any) -> tuple[int, int]:
         UserError: no image could be read, the file cannot be written, or there are parts of another job.
     """
     if job.num_parts == 1:
-        return _counts(job, _write_output(job, [_encode_part(job, 0, **options)]))
+        return _counts(job, _write_output(job, [_encode_part(job, 0, "Encoding images")]))
     require_own_parts(job)
     with parts_are_kept(job):
-        encode_share(job, 0, 1, **options)
+        encode_share(job, 0, 1)
         merged = merge(job)
     return merged or _counts(job, job.finished() or 0)
 
 
-def encode_share(job: Job, shard: int, shards: int, **options: Any) -> int:
+def encode_share(job: Job, shard: int, shards: int) -> None:
     """Encode the unfinished parts of process `shard` (from 0) of `shards`.
-
-    Args:
-        options: as for `encode_files`.
-
-    Returns:
-        The number of parts encoded.
 
     Raises:
         UserError: as `encode_files`; or a part cannot be written.
     """
-    missing = [number for number in share_of(job.num_parts, shard, shards) if not job.part(number).exists()]
-    for number in missing:
-        _write_part(job, number, _encode_part(job, number, bar=f"Part {number + 1} of {job.num_parts}", **options))
-    return len(missing)
+    for number in share_of(job.num_parts, shard, shards):
+        if job.part(number).exists():
+            continue
+        part = _encode_part(job, number, f"Part {number + 1} of {job.num_parts}")
+        try:
+            job.folder.mkdir(exist_ok=True)  # another process of the same job may have removed it
+        except OSError as error:
+            raise UserError(f"{job.folder}: cannot be created ({error.strerror}); name another --output.") from error
+        write_file(job.part(number), partial(np.savez, codes=part.codes, readable=part.readable), "--output")
 
 
 def merge(job: Job) -> tuple[int, int] | None:
@@ -194,34 +184,16 @@ def merge(job: Job) -> tuple[int, int] | None:
     return _counts(job, written)
 
 
-def _encode_part(job: Job, number: int, **options: Any) -> Part:
+def _encode_part(job: Job, number: int, bar: str) -> Part:
     names = job.names_of(number)
     kept: list[str] = []
     codes = [np.zeros((0, -(-job.trained.code_length // 8)), dtype=np.uint8)]
-    for seen, packed in encode_files(job.trained, names, **options):
+    for seen, packed in encode_files(job.trained, names, job.encoding, bar=bar):
         kept += seen
         codes.append(packed)
-    return Part(np.concatenate(codes), _mask(names, kept))
-
-
-def _mask(names: Sequence[str], kept: Sequence[str]) -> np.ndarray:
-    """Which of n names are in `kept`, a subsequence of them: bool [n]."""
-    mask = np.zeros(len(names), dtype=bool)
-    rest = iter(kept)
-    following = next(rest, None)
-    for place, name in enumerate(names):
-        if name == following:
-            mask[place] = True
-            following = next(rest, None)
-    return mask
-
-
-def _write_part(job: Job, number: int, part: Part) -> None:
-    try:
-        job.folder.mkdir(exist_ok=True)  # another process of the same job may have removed it
-    except OSError as error:
-        raise UserError(f"{job.folder}: cannot be created ({error.strerror}); name another --output.") from error
-    write_file(job.part(number), lambda file: np.savez(file, **part._asdict()), "--output")
+    readable = np.zeros(len(names), dtype=bool)
+    readable[places_of(kept, names)] = True
+    return Part(np.concatenate(codes), readable)
 
 
 def _read_part(job: Job, number: int) -> Part:

@@ -11,24 +11,20 @@ import numpy.typing as npt
 _ROWS_AT_ONCE = 1 << 16  # a block of so many codes stays in the cache of the processor
 
 Rows = npt.NDArray[np.int64]
-_ONES = np.array([bin(value).count("1") for value in range(1 << 8)], np.uint8)
 
 
 def as_words(codes: npt.NDArray[np.uint8]) -> list[np.ndarray]:
     """Packed codes uint8 [n, bytes] as words: one array [n] of the shortest unsigned type, or several of uint64.
 
-    Nothing is copied where a code has 1, 2, 4 or 8 bytes. The order of bits in a word does not change distances.
+    Nothing is copied where a code has 1, 2, 4 or 8 bytes.
     """
     codes = np.asarray(codes)
     width = codes.shape[1]
     size = next((size for size in (1, 2, 4, 8) if width <= size), 8)
-    words = -(-width // size)
-    if width != words * size:
-        padded = np.zeros((len(codes), words * size), np.uint8)
-        padded[:, :width] = codes
-        codes = padded
-    columns = np.ascontiguousarray(codes).view(f"u{size}")
-    return [np.ascontiguousarray(columns[:, word]) for word in range(words)]
+    if width % size:
+        codes = np.pad(codes, ((0, 0), (0, -width % size)))
+    columns = np.ascontiguousarray(codes).view(f"u{size}")  # the order of bits in a word does not change distances
+    return [np.ascontiguousarray(column) for column in columns.T]
 
 
 def search_words(
@@ -73,17 +69,7 @@ def _nearest(parts: Sequence[tuple[Rows, npt.NDArray[Any]]], k: int) -> tuple[Ro
 
 def _distances(block: Sequence[np.ndarray], query: Sequence[np.unsignedinteger]) -> np.ndarray:
     """Hamming distances [n] of words to one query."""
-    total: np.ndarray | None = None
-    for word, own in zip(block, query, strict=True):
-        ones = _count_ones(word ^ own)
-        total = ones if total is None else np.add(total, ones, dtype=np.int32)
-    assert total is not None
+    total: np.ndarray = np.bitwise_count(block[0] ^ query[0])
+    for word, own in zip(block[1:], query[1:], strict=True):
+        total = np.add(total, np.bitwise_count(word ^ own), dtype=np.int32)
     return total
-
-
-def ones_by_table(words: np.ndarray) -> npt.NDArray[np.uint8]:
-    """The number of ones in each word [n], for numpy 1, which has no `bitwise_count`."""
-    return _ONES[words[:, None].view(np.uint8)].sum(axis=1, dtype=np.uint8)
-
-
-_count_ones = getattr(np, "bitwise_count", ones_by_table)

@@ -1,13 +1,6 @@
-"""The packed codes of a set of images in one folder, with names and the model that made them, and exact search.
+"""The packed codes of images in one folder, with names and the model that made them, and exact search.
 
-The folder holds (docs/search.md):
-
-    index.json    version, number of codes, settings, fingerprint of the model, sizes and SHA-256 of files, its own too
-    codes.npy     uint8 [n, ceil(K/8)], bits in the order of `np.packbits`
-    names.bin     n names in UTF-8, a zero byte after each
-    labels.bin    n labels in the same form, if there are any
-    model.pt      the network (`write_model`), so that a query needs nothing else
-    faiss.bin     a search structure of faiss, if one was requested (`search.backends`)
+docs/search.md describes the files.
 """
 
 from __future__ import annotations
@@ -54,14 +47,12 @@ class Index:
     """The codes, names and labels of n images.
 
     Attributes:
-        codes: uint8 [n, ceil(K/8)]; bit k of a code is bit 7 - k % 8 of byte k // 8, unused bits after K are 0. In a
-            loaded index a read-only `np.memmap`.
+        codes: uint8 [n, ceil(K/8)], as from `encode_files`; in a loaded index a read-only `np.memmap`.
         names: n file names, absolute or relative to `images`.
         labels: n names of class folders, "" for an image without one; None: no image has one.
         code_length: K.
-        settings: `TrainedModel.summary` of the model that made the codes.
-        fingerprint: of the weights of that model (`search.model.fingerprint`).
-        folder: where the index was loaded from or saved to; None: neither yet.
+        settings, fingerprint: `settings` and `fingerprint` of the `TrainedModel` that made the codes.
+        folder: where the index was loaded from or saved to.
         images: the folder that relative names start from; None: the current one.
     """
 
@@ -91,25 +82,22 @@ class Index:
         for name in (CODES, NAMES, LABELS):
             if name in files:
                 check_file(folder, name, files[name])
-        count, code_length = description["count"], description["code_length"]
         try:
             codes = np.load(folder / CODES, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError) as error:
             raise UserError(f"{folder / CODES}: is not an array of codes ({error}); {REBUILD}.") from error
-        names = read_strings(folder / NAMES)
-        labels = read_strings(folder / LABELS) if LABELS in files else None
-        images = description["images"]
         index = cls(
             codes,
-            names,
-            labels,
-            code_length,
+            read_strings(folder / NAMES),
+            read_strings(folder / LABELS) if LABELS in files else None,
+            description["code_length"],
             description["settings"],
             description["fingerprint"],
             folder,
-            None if images is None else Path(images),
+            None if description["images"] is None else Path(description["images"]),
         )
         index._check(str(folder))
+        count = description["count"]
         if len(index) != count:
             raise UserError(f"{folder}: {DESCRIPTION} says {count:,} codes, {CODES} has {len(index):,}; {REBUILD}.")
         return index
@@ -117,12 +105,12 @@ class Index:
     def save(
         self, folder: str | Path, trained: TrainedModel | None = None, structure: tuple[str, Any] | None = None
     ) -> None:
-        """Write the index to a temporary folder beside `folder` and rename it. An old index of that name is replaced.
+        """Write the index to a temporary folder beside `folder` and rename it; an old index of that name is replaced.
 
         Args:
-            folder: where; its parent folder must exist.
+            folder: its parent folder must exist.
             trained: the model that made the codes, to store it with them.
-            structure: (name of a backend, a faiss binary index of these codes in their order), to store it too.
+            structure: (name of a backend, its faiss index of these codes), to store it too.
 
         Raises:
             UserError: `folder` is not an index, cannot be written, or `trained` did not make the codes.
@@ -145,12 +133,12 @@ class Index:
     def search(
         self, query_codes: npt.ArrayLike, k: int | None = None, radius: int | None = None
     ) -> list[tuple[Rows, Rows]]:
-        """The nearest codes to each query by Hamming distance, ties by row: exact, and the same on every machine.
+        """The nearest codes to each query by Hamming distance, ties by row: exact.
 
         Args:
-            query_codes: uint8 [q, ceil(K/8)], packed like `codes`.
+            query_codes: uint8 [q, ceil(K/8)].
             k: the largest number of results; None: 10, or with a radius all within it.
-            radius: the largest distance in bits; None: any.
+            radius: the largest distance in bits.
 
         Returns:
             For each query (rows int64 [m], distances int64 [m]), by (distance, row) ascending.
@@ -188,11 +176,7 @@ class Index:
         return name if self.images is None else self.images / name
 
     def matches(self, trained: TrainedModel) -> None:
-        """Check that codes of `trained` can be compared with these.
-
-        Raises:
-            UserError: it has another code length or other weights.
-        """
+        """UserError unless codes of `trained` can be compared with these: the same code length and weights."""
         where = "the index" if self.folder is None else str(self.folder)
         if trained.code_length != self.code_length:
             raise UserError(
@@ -205,15 +189,14 @@ class Index:
                 f"{trained.fingerprint[:12]}), so distances would mean nothing; use that model, or {REBUILD}."
             )
 
-    def model(self) -> TrainedModel:
-        """The model stored in the index.
-
-        Raises:
-            UserError: there is none, or it is not the one that made the codes.
-        """
-        if self.folder is None or not (self.folder / MODEL).is_file():
+    def model(self, run: str | None = None) -> TrainedModel:
+        """The model of `run`, or the stored one; UserError if there is none, or it did not make the codes."""
+        if run is not None:
+            trained = load_model(run, self.code_length)
+        elif self.folder is not None and (self.folder / MODEL).is_file():
+            trained = load_model(self.folder / MODEL)
+        else:
             raise UserError(f"{self.folder}: has no {MODEL}; name the folder of the run with --run.")
-        trained = load_model(self.folder / MODEL)
         self.matches(trained)
         return trained
 

@@ -33,10 +33,9 @@ _KINDS: dict[str, Any] = {
 
 
 def write_model(path: Path, trained: TrainedModel) -> None:
-    """Write the network so that `load_model` reads exactly the same numbers.
+    """Write the network so that `load_model` reads exactly the same numbers, in the format of `export_model`.
 
-    The format is that of `search.model.export_model`, but in the precision of the run. Tensors that lose nothing are
-    stored in float16, so that the model of an export stays as small as the export.
+    Tensors that lose nothing are stored in float16, so that the model of an export stays as small as the export.
     """
     state = {}
     for name, value in trained.model.state_dict().items():
@@ -44,15 +43,11 @@ def write_model(path: Path, trained: TrainedModel) -> None:
         if value.dtype == torch.float32 and torch.equal(value.half().float(), value):
             value = value.half()
         state[name] = value
-    torch.save({"format": EXPORT_FORMAT, "settings": trained.summary, "state": state}, path)
+    torch.save({"format": EXPORT_FORMAT, "settings": trained.settings, "state": state}, path)
 
 
 def require_index_place(folder: Path) -> None:
-    """Check before the computation that `folder` can become an index.
-
-    Raises:
-        UserError: it is neither an index nor empty, or its parent folder is missing or not writable.
-    """
+    """UserError if `folder` is neither an index nor empty, or its parent folder is missing or not writable."""
     if folder.exists() and not (folder / DESCRIPTION).is_file() and not (folder.is_dir() and not any(folder.iterdir())):
         raise UserError(f"{folder}: already exists and is not an index; name a new folder.")
     parent = folder.absolute().parent
@@ -62,16 +57,7 @@ def require_index_place(folder: Path) -> None:
 
 
 def check_file(folder: Path, name: str, expected: dict[str, Any]) -> None:
-    """Check that the file `name` of an index has not changed.
-
-    Args:
-        folder: the index.
-        name: of the file.
-        expected: the entry of the file in index.json.
-
-    Raises:
-        UserError: it has changed, is missing, or cannot be read.
-    """
+    """UserError if a file of an index is missing or is not as `expected`, its entry in index.json."""
     path = folder / name
     try:
         size = path.stat().st_size
@@ -88,11 +74,7 @@ def check_file(folder: Path, name: str, expected: dict[str, Any]) -> None:
 
 
 def read_description(folder: Path) -> dict[str, Any]:
-    """The content of index.json, checked.
-
-    Raises:
-        UserError: `folder` is not an index of this version, or the file has changed.
-    """
+    """The content of index.json; UserError if `folder` is not an index of this version, or the file has changed."""
     path = folder / DESCRIPTION
     if not folder.is_dir():
         raise UserError(f"{folder}: there is no such folder; name one that `python -m search build` wrote.")
@@ -124,7 +106,7 @@ def sha256_of_description(description: dict[str, Any]) -> str:
 
 
 def sha256_of_file(path: Path) -> str:
-    """The checksum of a file, 64 hexadecimal digits."""
+    """The checksum of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

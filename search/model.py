@@ -1,4 +1,4 @@
-"""A trained image network, from the folder of a run or from an export: what encoding needs and nothing else."""
+"""A trained image network, from the folder of a run or from an export."""
 
 from __future__ import annotations
 
@@ -27,11 +27,10 @@ class TrainedModel:
 
     Attributes:
         model: images [N, 3, S, S] → (features, code [N, K]); float32, in eval mode, on the CPU when loaded.
-        code_length: K.
-        image_size: S, in pixels.
+        code_length, image_size: K, and S in pixels.
         dataset: the dataset that it was trained on.
-        settings: those of the run; those in `EXPORTED_SETTINGS` for an export.
-        fingerprint: SHA-256 of the weights (`fingerprint`), 64 hexadecimal digits.
+        settings: the `EXPORTED_SETTINGS`, on which the code of an image depends besides the weights.
+        fingerprint: of the weights (`fingerprint`).
     """
 
     model: nn.Module
@@ -43,23 +42,17 @@ class TrainedModel:
 
     @property
     def shorter_side(self) -> int:
-        """Pixels of the shorter side after Resize, before the central crop, as in the evaluation of the run."""
+        """Pixels of the shorter side after Resize, before the central crop."""
         # A digit fills its image, so that evaluation does not crop it (data/digits.py).
         return self.image_size if self.dataset == "digits" else shorter_side_for(self.image_size)
-
-    @property
-    def summary(self) -> dict[str, Any]:
-        """The settings that the code of an image depends on besides the weights, and where they come from; for JSON."""
-        own = {"backbone": self.settings.get("backbone", "alexnet"), "code_length": self.code_length}
-        return {name: own.get(name, self.settings.get(name)) for name in EXPORTED_SETTINGS}
 
 
 def load_model(folder: str | Path, code_length: int | None = None) -> TrainedModel:
     """Load the image network of a run or of an export; only tensors are unpickled.
 
     Args:
-        folder: the folder of a run, with config.json and `model_image-{K}bits.pt`; or a file of `export_model`.
-        code_length: K; None: the only one in the folder.
+        folder: the folder of a run, or a file of `export_model`.
+        code_length: K; None: the only one there.
 
     Raises:
         UserError: there is no such model, or its files are damaged or do not belong together.
@@ -68,7 +61,7 @@ def load_model(folder: str | Path, code_length: int | None = None) -> TrainedMod
     if path.is_dir():
         settings = read_config(path)["settings"]
         code_length, file = _choose(path, code_length)
-        return _build(settings | {"code_length": code_length}, load_tensors(file, "a model"), file, settings)
+        return _build(settings | {"code_length": code_length}, load_tensors(file, "a model"), file)
     if not path.is_file():
         raise UserError(f"{path}: there is no such folder or file; name the folder of a run, or an exported model.")
     content = load_tensors(path, "a model")
@@ -81,13 +74,11 @@ def load_model(folder: str | Path, code_length: int | None = None) -> TrainedMod
         raise UserError(
             f"--code-length {code_length}: {path} is a model of {settings.get('code_length')} bits; leave the flag out."
         )
-    return _build(settings, content.get("state"), path, settings)
+    return _build(settings, content.get("state"), path)
 
 
 def export_model(trained: TrainedModel, path: str | Path) -> None:
-    """Write the network in half precision with the settings that encoding needs, whole or not at all.
-
-    The file holds {"format", "settings": the `EXPORTED_SETTINGS`, "state": the state dict, floats in float16}.
+    """Write {"format", "settings": the `EXPORTED_SETTINGS`, "state": the state dict, floats in float16} to a file.
 
     Raises:
         UserError: a weight is too large for float16, or the file cannot be written.
@@ -98,16 +89,12 @@ def export_model(trained: TrainedModel, path: str | Path) -> None:
         state[name] = value.half() if value.is_floating_point() else value
         if not bool(torch.isfinite(state[name]).all()):
             raise UserError(f"{path}: '{name}' has weights beyond 65,504, the largest number of half precision.")
-    content = {"format": EXPORT_FORMAT, "settings": trained.summary, "state": state}
+    content = {"format": EXPORT_FORMAT, "settings": trained.settings, "state": state}
     write_file(Path(path), lambda file: torch.save(content, file), "-o")
 
 
 def fingerprint(state: Mapping[str, Tensor]) -> str:
-    """SHA-256 of a state dict: of the name, dtype, shape and bytes of each entry, in the order of the names.
-
-    The bytes are the numbers in row-major order, whatever the memory format. Two models have the same fingerprint
-    exactly if all their numbers are the same.
-    """
+    """SHA-256 (hexadecimal) of the name, dtype, shape and numbers (row-major) of each entry of a state dict."""
     digest = hashlib.sha256()
     for name in sorted(state):
         array = state[name].detach().cpu().contiguous().numpy()
@@ -130,21 +117,20 @@ def _choose(folder: Path, code_length: int | None) -> tuple[int, Path]:
     return chosen, found[chosen]
 
 
-def _build(wanted: dict[str, Any], state: Any, path: Path, settings: dict[str, Any]) -> TrainedModel:
-    """The network that `wanted` describes, with `state` loaded; messages name the file `path`."""
-    wanted = {"backbone": "alexnet", **wanted}  # older runs have no such setting and used AlexNet
+def _build(settings: dict[str, Any], state: Any, path: Path) -> TrainedModel:
+    """The network that `settings` describe, with `state` loaded from the file `path`."""
+    settings = {"backbone": "alexnet", **settings}  # older runs have no such setting and used AlexNet
     for name, kind in (("code_length", int), ("image_size", int), ("dataset", str), ("backbone", str)):
-        value = wanted.get(name)
+        value = settings.get(name)
         if type(value) is not kind or not value or (isinstance(value, int) and value < 0):
             raise UserError(f"{path}: its settings have {name} {value!r}; restore them or choose another model.")
-    code_length, image_size, backbone = wanted["code_length"], wanted["image_size"], wanted["backbone"]
+    code_length, image_size, backbone = settings["code_length"], settings["image_size"], settings["backbone"]
     with torch.device("meta"):  # shapes only: draws no random numbers for weights that are replaced at once
         model = image_network(backbone, code_length, weights=None, image_size=image_size)
     model.load_state_dict(_fitting(state, model.state_dict(), path, f"{backbone} with {code_length} bits"), assign=True)
     model.requires_grad_(False).eval()
-    return TrainedModel(
-        model, code_length, image_size, wanted["dataset"], dict(settings), fingerprint(model.state_dict())
-    )
+    kept = {name: settings.get(name) for name in EXPORTED_SETTINGS}
+    return TrainedModel(model, code_length, image_size, settings["dataset"], kept, fingerprint(model.state_dict()))
 
 
 def _fitting(state: Any, own: Mapping[str, Tensor], path: Path, what: str) -> dict[str, Tensor]:

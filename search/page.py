@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from http import HTTPStatus
@@ -16,10 +16,10 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from data.decode import BadImage, decode
-from search.encode import encode_files
+from search.encode import Encoding, encode_files
 from search.index import Index
 from search.model import TrainedModel
-from search.server import Limits, LocalServer, Refused, Reply, Request, json_reply
+from search.server import DEFAULT_LIMITS, Answer, Limits, LocalServer, Refused, Reply, Request, json_reply
 from utils.errors import UserError
 
 THUMBNAIL_SIDE = 256  # pixels of the longer side, at most
@@ -34,14 +34,11 @@ _KEPT_THUMBNAILS = 1024  # about 20 kB each
 _LOSSLESS_SIDE = 64  # pixels: JPEG artefacts would be visible in thumbnails that the page enlarges
 _DECODED_AT_ONCE = 2
 _WAIT_SECONDS = 30.0
-_ICON = (
-    b'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 16 16"><circle cx="7" cy="7" r="4.5" fill="none" '
-    b'stroke="#4a86d0" stroke-width="2"/><path d="m10.5 10.5 4 4" stroke="#4a86d0" stroke-width="2"/></svg>'
-)
 _FILES = {
     "/": ("page.html", "text/html; charset=utf-8"),
     "/page.css": ("page.css", "text/css; charset=utf-8"),
     "/page.js": ("page.js", "text/javascript; charset=utf-8"),
+    "/icon.svg": ("icon.svg", "image/svg+xml"),
 }
 
 
@@ -49,51 +46,51 @@ class SearchPage:
     """What the server answers at each address.
 
     Args:
-        index: n images and their codes of K bits.
         trained: the model of the index, for uploaded images; None: only images of the index can be queries.
+        limits: those of the server.
         most_pixels: images with more pixels are not decoded.
     """
 
-    def __init__(self, index: Index, trained: TrainedModel | None, most_pixels: int = MOST_PIXELS) -> None:
-        self.index, self.trained, self.most_pixels = index, trained, most_pixels
+    def __init__(self, index: Index, trained: TrainedModel | None, limits: Limits, most_pixels: int) -> None:
+        self.index, self.trained, self.limits, self.most_pixels = index, trained, limits, most_pixels
         self._decoding = threading.BoundedSemaphore(_DECODED_AT_ONCE)  # each takes up to 3 bytes per pixel
         self._encoding = threading.BoundedSemaphore(1)
         self._thumbnail = lru_cache(_KEPT_THUMBNAILS)(self._make_thumbnail)
 
-    def addresses(self, limits: Limits) -> tuple[dict[str, Callable[[Request], Reply]], ...]:
-        """The functions that answer GET, and those that answer POST, by path."""
-        get: dict[str, Callable[[Request], Reply]] = {
+    def get(self) -> dict[str, Answer]:
+        """The functions that answer GET, by path."""
+        get: dict[str, Answer] = {
             "/search": self.search_row,
             "/thumbnail": self.thumbnail,
-            "/collection": lambda request: self.collection(request, limits),
-            "/icon.svg": lambda request: Reply(_ICON, "image/svg+xml"),
+            "/collection": self.collection,
         }
         folder = Path(__file__).parent / "static"
         for address, (name, kind) in _FILES.items():
             reply = Reply((folder / name).read_bytes(), kind)
             get[address] = lambda request, reply=reply: reply  # type: ignore[misc]
-        return get, {"/search": self.search_image}
+        return get
 
     def search_row(self, request: Request) -> Reply:
         """GET /search?row=N&k=10: neighbours of an image of the index, without the image itself."""
         request.only("row", "k")
-        row, k = self._row(request), self._k(request)
-        rows, distances = self._search(self.index.codes[row : row + 1], k + 1)
+        row, k = self._row(request), request.whole_number("k", 1, MOST_NEIGHBOURS, 10)
+        [(rows, distances)] = self.index.search(self.index.codes[row : row + 1], k + 1)
         other = rows != row
         return self._neighbours(self._item(row), rows[other][:k], distances[other][:k])
 
     def search_image(self, request: Request) -> Reply:
         """POST /search?k=10: neighbours of the image in the body."""
         request.only("k")
-        k = self._k(request)
-        return self._neighbours(None, *self._search(self._encode(request.body), k))
+        k = request.whole_number("k", 1, MOST_NEIGHBOURS, 10)
+        [(rows, distances)] = self.index.search(self._encode(request.body), k)
+        return self._neighbours(None, rows, distances)
 
     def thumbnail(self, request: Request) -> Reply:
         """GET /thumbnail?row=N: the image, at most 256 × 256 pixels; JPEG, or PNG if it is small."""
         request.only("row")
         return self._thumbnail(self._row(request))
 
-    def collection(self, request: Request, limits: Limits) -> Reply:
+    def collection(self, request: Request) -> Reply:
         """GET /collection?start=N&count=60: about the index, and some of its images in their order."""
         request.only("start", "count")
         size = len(self.index)
@@ -104,7 +101,7 @@ class SearchPage:
                 "images": size,
                 "code_length": self.index.code_length,
                 "uploads": self.trained is not None,
-                "most_bytes": limits.body_bytes,
+                "most_bytes": self.limits.body_bytes,
                 "start": start,
                 "items": [self._item(row) for row in range(start, min(start + count, size))],
             }
@@ -117,19 +114,11 @@ class SearchPage:
             raise Refused(HTTPStatus.NOT_FOUND, f"There is no image {row:,}: the index has {size:,}, counted from 0.")
         return row
 
-    @staticmethod
-    def _k(request: Request) -> int:
-        return request.whole_number("k", 1, MOST_NEIGHBOURS, 10)
-
     def _item(self, row: int) -> dict[str, Any]:
         # Names are shown without their folders, which are private.
         name = os.path.basename(self.index.names[row])
         label = "" if self.index.labels is None else self.index.labels[row]
         return {"row": row, "name": name, "labels": [label] if label else []}
-
-    def _search(self, code: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """code uint8 [1, ceil(K/8)] → rows and distances, int [≤ k], nearest first."""
-        return self.index.search(code, k=k)[0]
 
     def _neighbours(self, query: dict[str, Any] | None, rows: np.ndarray, distances: np.ndarray) -> Reply:
         found = [
@@ -140,7 +129,7 @@ class SearchPage:
         return json_reply({"query": query, **about, "neighbours": found})
 
     def _encode(self, body: bytes) -> np.ndarray:
-        """The code of an image file, uint8 [1, ceil(K/8)], the same bits as from `python -m search encode`."""
+        """The code of an image file, uint8 [1, ceil(K/8)], the same as from `python -m search encode`."""
         if self.trained is None:
             raise Refused(HTTPStatus.CONFLICT, "The index was opened without a model; choose an image of the index.")
         if not body:
@@ -157,8 +146,8 @@ class SearchPage:
         Image.fromarray(pixels).save(file, "BMP")
         file.seek(0)
         with _turn(self._encoding):
-            device = next(self.trained.model.parameters()).device
-            [(_, code)] = encode_files(self.trained, [cast(str, file)], device=device, num_workers=1)
+            encoding = Encoding(device=next(self.trained.model.parameters()).device, num_workers=1)
+            [(_, code)] = encode_files(self.trained, [cast(str, file)], encoding)
             return code
 
     def _make_thumbnail(self, row: int) -> Reply:
@@ -169,52 +158,41 @@ class SearchPage:
                 raise Refused(HTTPStatus.NOT_FOUND, f"The file of image {row:,} can no longer be read.") from error
         image = Image.fromarray(pixels)
         image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
+        kind = "png" if max(image.size) <= _LOSSLESS_SIDE else "jpeg"
         file = io.BytesIO()
-        if max(image.size) <= _LOSSLESS_SIDE:
-            image.save(file, "PNG")
-            return Reply(file.getvalue(), "image/png")
-        image.save(file, "JPEG", quality=85)
-        return Reply(file.getvalue(), "image/jpeg")
+        image.save(file, kind, quality=85)  # PNG has no quality
+        return Reply(file.getvalue(), f"image/{kind}")
 
 
 def make_server(
     index: Index,
     trained: TrainedModel | None,
-    host: str = "127.0.0.1",
-    port: int = 8765,
-    *,
-    limits: Limits | None = None,
+    host: str,
+    port: int,
+    limits: Limits = DEFAULT_LIMITS,
     most_pixels: int = MOST_PIXELS,
 ) -> LocalServer:
-    """Create the server of the page and listen; ``serve_forever()`` answers, ``server_close()`` ends it.
-
-    Args:
-        index, trained, most_pixels: see `SearchPage`.
-        host, port: where to listen; 0: any free port (`server_port`).
-        limits: see `search.server.Limits`; None: its defaults.
+    """Create the server of a `SearchPage` and listen; ``serve_forever()`` answers, ``server_close()`` ends it.
 
     Raises:
         UserError: the model is not that of the index, or the server cannot listen there.
     """
     if trained is not None:
         index.matches(trained)
-    limits = limits or Limits()
-    get, post = SearchPage(index, trained, most_pixels).addresses(limits)
+    page = SearchPage(index, trained, limits, most_pixels)
     kinds = ("image/*", "application/octet-stream")
     try:
-        return LocalServer(host, port, get=get, post=post, post_kinds=kinds, limits=limits)
+        return LocalServer(
+            host, port, get=page.get(), post={"/search": page.search_image}, post_kinds=kinds, limits=limits
+        )
     except (OSError, OverflowError) as error:
         raise UserError(
             f"--host {host} --port {port}: cannot listen there ({error}); choose another host or port."
         ) from error
 
 
-def serve(index: Index, trained: TrainedModel | None, host: str = "127.0.0.1", port: int = 8765) -> None:
-    """Serve the page until the exception of a signal ends it; the exception is raised again.
-
-    Raises:
-        UserError: see `make_server`.
-    """
+def serve(index: Index, trained: TrainedModel | None, host: str, port: int) -> None:
+    """Serve the page until the exception of a signal ends it; the exception is raised again."""
     with make_server(index, trained, host, port) as server:
         print(f"{len(index):,} images: {server.address} (Ctrl+C stops the server)", flush=True)
         # In a thread of its own: in this one, the exception of a signal would be taken for an error of a request.

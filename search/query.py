@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,76 +11,55 @@ from PIL import Image, ImageOps
 
 from data.decode import BadImage, decode
 from plots.gallery import THUMBNAIL, Gallery
-from search.backends import Backend, open_backend
-from search.encode import encode_files, find_images
+from search.backends import Backend
+from search.encode import Encoding, encode_files, find_images
 from search.exact import Rows
 from search.index import Index
-from search.model import TrainedModel, load_model
+from search.model import TrainedModel
 from utils.errors import UserError
 
 MOST_IN_FIGURE = 10  # queries, and neighbours of each
 _MISSING = 208  # the grey in place of an image that can no longer be read
 
-
-def model_of(index: Index, run: str | Path | None) -> TrainedModel:
-    """The model that made the codes: from `run`, or the one stored in the index.
-
-    Raises:
-        UserError: there is none, or it is not the model of the index.
-    """
-    if run is None:
-        return index.model()
-    trained = load_model(run, index.code_length)
-    index.matches(trained)
-    return trained
+Found = tuple[str, Rows, Rows]  # the path of a query; rows and distances of its neighbours
 
 
 def query(
-    index: Index,
-    images: Iterable[str],
-    *,
-    run: str | Path | None = None,
-    k: int | None = None,
-    radius: int | None = None,
-    backend: str = "auto",
-    nprobe: int | None = None,
-    nflip: int | None = None,
-    **options: Any,
-) -> tuple[list[tuple[str, Rows, Rows]], list[tuple[str, str]], Backend]:
-    """Search an index for images.
+    searcher: Backend,
+    trained: TrainedModel,
+    images: Sequence[str],
+    encoding: Encoding,
+    k: int | None,
+    radius: int | None,
+) -> tuple[list[Found], list[tuple[str, str]]]:
+    """Search for images with the model of the index.
 
     Args:
-        index: what to search.
-        images: files, folders and lists, as for `search.encode.find_images`.
-        run: the folder of a run or an export; None: the model in the index.
+        searcher: how to search.
+        trained: encodes the images.
+        images: as for `find_images`.
+        encoding: how to encode.
         k, radius: as for `Index.search`.
-        backend, nprobe, nflip: as for `search.backends.open_backend`.
-        options: as for `search.encode.encode_files`.
 
     Returns:
-        (path, rows, distances) for each image; (path, reason) for each image that cannot be read; the backend.
+        (path, rows, distances) for each image, and (path, reason) for each that cannot be read.
 
     Raises:
-        UserError: no image can be read, the model is not that of the index, or the backend is not available.
+        UserError: no image can be read.
     """
-    index.checked(np.zeros((0, index.codes.shape[1]), np.uint8), k, radius)
     paths = find_images(images)
-    trained = model_of(index, run)
-    searcher = open_backend(index, backend, nprobe=nprobe, nflip=nflip)
     unreadable: list[tuple[str, str]] = []
-    found: list[tuple[str, Rows, Rows]] = []
-    for names, codes in encode_files(
-        trained, paths, on_bad_image=lambda name, reason: unreadable.append((name, reason)), **options
-    ):
+    found: list[Found] = []
+    for names, codes in encode_files(trained, paths, encoding, on_bad_image=lambda *image: unreadable.append(image)):
         for name, (rows, distances) in zip(names, searcher.search(codes, k, radius), strict=True):
             found.append((name, rows, distances))
     if not found:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in unreadable[:3])
         raise UserError(f"None of the {len(paths)} query images could be read ({reasons}).")
-    return found, unreadable, searcher
+    return found, unreadable
 
 
-def table(index: Index, found: Sequence[tuple[str, Rows, Rows]]) -> str:
+def table(index: Index, found: Sequence[Found]) -> str:
     """One table of neighbours for each query: rank, distance, label if the index has labels, name."""
     lines = []
     for path, rows, distances in found:
@@ -100,11 +78,7 @@ def table(index: Index, found: Sequence[tuple[str, Rows, Rows]]) -> str:
 
 
 def as_json(
-    index: Index,
-    found: Sequence[tuple[str, Rows, Rows]],
-    unreadable: Sequence[tuple[str, str]],
-    backend: Backend,
-    radius: int | None,
+    index: Index, found: Sequence[Found], unreadable: Sequence[tuple[str, str]], backend: Backend, radius: int | None
 ) -> dict[str, Any]:
     """The document that `--json` prints (docs/search.md)."""
 
@@ -127,7 +101,7 @@ def as_json(
     }
 
 
-def gallery_of_files(index: Index, found: Sequence[tuple[str, Rows, Rows]]) -> Gallery:
+def gallery_of_files(index: Index, found: Sequence[Found]) -> Gallery:
     """A gallery of at most `MOST_IN_FIGURE` queries and neighbours; files that can no longer be read are grey."""
     shown = [(path, rows[:MOST_IN_FIGURE], near[:MOST_IN_FIGURE]) for path, rows, near in found[:MOST_IN_FIGURE]]
     most = max(1, *(len(rows) for _, rows, _ in shown))

@@ -1,7 +1,4 @@
-"""A web server for the local machine that tolerates misbehaving clients: time, bytes and requests are limited.
-
-Pages of other sites cannot use it: see `_Handler._check_sender`.
-"""
+"""A web server for the local machine that tolerates misbehaving clients: time, bytes and requests are limited."""
 
 from __future__ import annotations
 
@@ -58,10 +55,9 @@ class Limits:
     """Limits for all clients.
 
     Attributes:
-        body_bytes: of the body of a POST, at most.
         header_seconds: for a whole request before its body.
         body_seconds: for a whole body, and for receiving an answer.
-        requests: at the same time; the next one waits for `wait_seconds` and is then refused with 503.
+        requests: at the same time; the next one waits for `wait_seconds` and is then refused.
     """
 
     body_bytes: int = 20_000_000
@@ -69,6 +65,9 @@ class Limits:
     body_seconds: float = 30.0
     requests: int = 32
     wait_seconds: float = 2.0
+
+
+DEFAULT_LIMITS = Limits()
 
 
 @dataclass(frozen=True)
@@ -82,12 +81,7 @@ class Reply:
 
 @dataclass(frozen=True)
 class Request:
-    """A request that has passed the checks of the server.
-
-    Attributes:
-        parameters: of the query string; none occurs twice.
-        body: of a POST; otherwise empty.
-    """
+    """The parameters of the query string and the body of a request that has passed the checks of the server."""
 
     parameters: Mapping[str, str]
     body: bytes = b""
@@ -98,7 +92,7 @@ class Request:
             raise Refused(HTTPStatus.BAD_REQUEST, f"Unknown parameter '{name[:40]}'.")
 
     def whole_number(self, name: str, low: int, high: int, default: int | None = None) -> int:
-        """A parameter as a whole number in low..high; refused if it is not, or if it is missing without a default."""
+        """A parameter as a whole number in low..high; otherwise, or if it is missing without a default, refused."""
         text = self.parameters.get(name)
         if text is None:
             if default is None:
@@ -113,22 +107,17 @@ Answer = Callable[[Request], Reply]
 
 
 def json_reply(content: Any, status: HTTPStatus = HTTPStatus.OK) -> Reply:
-    """`content` as JSON in ASCII."""
     return Reply(json.dumps(content).encode("ascii"), "application/json; charset=utf-8", status)
 
 
 class LocalServer(ThreadingHTTPServer):
-    """Answers by a table of addresses, with one thread per request and at most `limits.requests` threads.
+    """Answers by tables of addresses, with one thread per request.
 
     Args:
         host, port: where to listen; 0: any free port (`server_port`).
         get: functions that answer GET and HEAD, by path. The path of a request is only looked up here.
         post: functions that answer POST, by path.
         post_kinds: media types that a body may have, e.g. "image/*".
-        limits: see `Limits`.
-
-    Raises:
-        OSError: it cannot listen there.
     """
 
     daemon_threads = True
@@ -201,7 +190,6 @@ class _Deadline(io.RawIOBase):
         self.extend(seconds)
 
     def extend(self, seconds: float) -> None:
-        """Allow `seconds` from now."""
         self.end = time.monotonic() + seconds
 
     def readable(self) -> bool:
@@ -242,19 +230,10 @@ class _Handler(BaseHTTPRequestHandler):
                 return
 
     def do_GET(self) -> None:
-        self._answer(self.server.get)
-
-    def do_HEAD(self) -> None:
-        self._answer(self.server.get)
-
-    def do_POST(self) -> None:
-        self._answer(self.server.post)
-
-    def _answer(self, table: Mapping[str, Answer]) -> None:
         try:
             self._check_sender()
             path, _, query = self.path.partition("?")
-            answer = table.get(path)
+            answer = (self.server.post if self.command == "POST" else self.server.get).get(path)
             if answer is None:
                 if path in self.server.get or path in self.server.post:
                     raise Refused(HTTPStatus.METHOD_NOT_ALLOWED, "This address does not support that method.")
@@ -267,18 +246,17 @@ class _Handler(BaseHTTPRequestHandler):
             reply = json_reply({"error": str(refused)}, refused.status)
         except Exception:
             log.exception("%s %.200s could not be answered", self.command, self.path)
-            reply = json_reply(
-                {"error": "Internal error of the server; its terminal shows the details."},
-                HTTPStatus.INTERNAL_SERVER_ERROR,
-            )
+            message = "Internal error of the server; its terminal shows the details."
+            reply = json_reply({"error": message}, HTTPStatus.INTERNAL_SERVER_ERROR)
         self._send(reply)
+
+    do_HEAD = do_POST = do_GET
 
     def _check_sender(self) -> None:
         """Refuse requests that a page of another site could make a browser send.
 
-        Host: with DNS rebinding, an attacker lets the name of a site point to this machine, and the browser sends that
-        name. So only numeric addresses, localhost and the value of --host are accepted. Origin and Sec-Fetch-Site tell
-        that a POST comes from another site.
+        With DNS rebinding, an attacker lets the name of a site point to this machine, and the browser sends that name
+        as Host. Origin and Sec-Fetch-Site tell that a POST comes from another site.
         """
         hosts = self.headers.get_all("Host", [])
         if len(hosts) != 1 or not self._is_own(hosts[0]):
@@ -336,7 +314,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(reply.body)
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
-        """Send the errors of http.server in the form of all others, without repeating the request."""
+        """Send the errors of http.server in the form of all others."""
         status = HTTPStatus.METHOD_NOT_ALLOWED if code == HTTPStatus.NOT_IMPLEMENTED else HTTPStatus(code)
         self._leave_unread = True
         self._send(json_reply({"error": _MESSAGES.get(status, "The request is malformed.")}, status))

@@ -29,7 +29,7 @@ def test_the_same_content_gives_the_same_bytes_at_any_time(run_folder, tmp_path,
     assert list(content["names"]) == names and np.array_equal(content["codes"], codes)
     assert content["names"].dtype == f"<U{max(map(len, names))}" and content["codes"].dtype == np.uint8
     assert content["code_length"].dtype == np.int64 and int(content["code_length"]) == model.code_length
-    assert json.loads(str(content["settings"])) == model.summary and str(content["fingerprint"]) == model.fingerprint
+    assert json.loads(str(content["settings"])) == model.settings and str(content["fingerprint"]) == model.fingerprint
     assert num_codes(tmp_path / "codes.npz", "request") == 200
     assert num_codes(tmp_path / "codes.npz", "another") is None
     assert num_codes(tmp_path / "missing.npz", "request") is None

@@ -13,7 +13,7 @@ from data import Options, load_data
 from data.data_loader import eval_batches
 from dataset import export_digits
 from modules import AlexNetHash
-from search.encode import find_images, packed_codes, prepare_image, without_labels
+from search.encode import Encoding, find_images, packed_codes, prepare_image, without_labels
 from search.model import TrainedModel, load_model
 from tests.image_trees import photo, save_photo
 from tests.search.encode_small import SIZE, make_run
@@ -142,7 +142,7 @@ def test_codes_do_not_depend_on_the_batch_size(tmp_path, monkeypatch):
     model.model.register_forward_hook(lambda network, inputs, output: outputs.append(output[1].clone()))
     results, continuous = {}, {}
     for batch_size in (1, 2, 7, 37, 64):
-        batches = list(search.encode.encode_files(model, paths, batch_size=batch_size))
+        batches = list(search.encode.encode_files(model, paths, Encoding(batch_size)))
         assert [len(names) for names, _ in batches[:-1]] == [batch_size] * (len(batches) - 1)
         assert all(len(names) == len(codes) <= batch_size for names, codes in batches)
         assert [name for names, _ in batches for name in names] == paths
@@ -214,7 +214,7 @@ def test_few_images_are_read_ahead(run_folder, tmp_path, monkeypatch):
     monkeypatch.setattr(search.encode, "prepare_image", counting)
     monkeypatch.setattr(search.encode, "CPU_ROWS", 4)
     batches = search.encode.encode_files(
-        load_model(run_folder), (str(tmp_path / "a.png") for _ in range(10_000)), batch_size=4, num_workers=2
+        load_model(run_folder), (str(tmp_path / "a.png") for _ in range(10_000)), Encoding(4, num_workers=2)
     )
     names, codes = next(batches)
     assert (len(names), codes.shape) == (4, (4, 2))

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import search.exact
-from search.exact import as_words, ones_by_table
+from search.exact import as_words
 from tests.search.small_index import BITS, make_index, pairs, random_bits
 from utils.errors import UserError
 
@@ -45,16 +45,6 @@ def test_a_block_with_far_more_ties_than_k_keeps_the_first_rows():
     assert rows.tolist() == [0, 1, 2] and distances.tolist() == [0, 0, 0]
     assert far.tolist() == [1000, 1001, 1002]
     assert index.search(index.codes[:1], k=1002)[0][0].tolist() == list(range(1002))
-
-
-def test_a_search_without_bitwise_count_counts_the_same(monkeypatch):
-    index = make_index(random_bits(200, 100))
-    expected = index.search(index.codes[:5], k=20)
-    words = np.array([0, 1, 2**63, 2**64 - 1], np.uint64)
-    assert ones_by_table(words).tolist() == [0, 1, 1, 64]
-    monkeypatch.setattr(search.exact, "_count_ones", ones_by_table)
-    for one, other in zip(expected, index.search(index.codes[:5], k=20), strict=True):
-        assert pairs(one) == pairs(other)
 
 
 def test_words_are_the_codes_themselves_where_a_word_holds_one():

@@ -42,7 +42,7 @@ def test_old_runs_without_a_backbone_setting(run_folder):
     config = json.loads((run_folder / "config.json").read_text())
     del config["settings"]["backbone"]
     (run_folder / "config.json").write_text(json.dumps(config))
-    assert load_model(run_folder).summary["backbone"] == "alexnet"
+    assert load_model(run_folder).settings["backbone"] == "alexnet"
 
 
 def test_another_backbone(tmp_path):
@@ -56,7 +56,7 @@ def test_another_backbone(tmp_path):
         assert torch.equal(loaded.model(images)[1], network(images)[1])
     export_model(loaded, tmp_path / "model.pt")  # batch normalisation counts in whole numbers, which stay so
     again = load_model(tmp_path / "model.pt")
-    assert again.summary["backbone"] == "resnet18"
+    assert again.settings["backbone"] == "resnet18"
     assert again.model.state_dict()["backbone.bn1.num_batches_tracked"].dtype == torch.int64
 
 
@@ -142,13 +142,13 @@ def test_an_export_replaces_the_folder_of_the_run(run_folder, photos, tmp_path, 
     model = tmp_path / "model.pt"
     assert main(["export", str(run_folder), "-o", str(model)]) == 0
     content = torch.load(model, weights_only=True)
-    assert content["settings"] == load_model(run_folder).summary
+    assert content["settings"] == load_model(run_folder).settings
     assert {value.dtype for value in content["state"].values()} == {torch.float16}
     loaded = load_model(model)
     assert {value.dtype for value in loaded.model.state_dict().values()} == {torch.float32}
     for name, value in load_model(run_folder).model.state_dict().items():
         assert torch.equal(loaded.model.state_dict()[name], value.half().float())
-    assert loaded.summary == load_model(run_folder).summary
+    assert loaded.settings == load_model(run_folder).settings
     assert main(["encode", str(model), str(photos), "-o", str(tmp_path / "half.npz")]) == 0
     assert main(["encode", str(run_folder), str(photos), "-o", str(tmp_path / "full.npz")]) == 0
     half, full = read(tmp_path / "half.npz"), read(tmp_path / "full.npz")

@@ -72,12 +72,12 @@ def index(tmp_path_factory, trained):
     codes = np.concatenate([codes for _, codes in encode_files(trained, [str(folder / name) for name in names])])
     assert len(np.unique(codes, axis=0)) > IMAGES / 2
     labels = [name[0] for name in names]
-    return Index(codes, names, labels, BITS, trained.summary, trained.fingerprint, images=folder)
+    return Index(codes, names, labels, BITS, trained.settings, trained.fingerprint, images=folder)
 
 
 @contextmanager
 def serving(index, trained, **options):
-    server = make_server(index, trained, port=0, **options)
+    server = make_server(index, trained, "127.0.0.1", 0, **options)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
     try:
@@ -557,17 +557,17 @@ def test_an_internal_error_is_answered_too(index, trained, monkeypatch, caplog):
 
 def test_what_cannot_be_served_is_refused(index, trained, server):
     with pytest.raises(UserError, match="another model"):
-        make_server(index, make_model(seed=2), port=0)
+        make_server(index, make_model(seed=2), "127.0.0.1", 0)
     with pytest.raises(UserError, match=r"--host 127.0.0.1 --port \d+: cannot listen there"):
-        make_server(index, trained, port=server.server_port)
+        make_server(index, trained, "127.0.0.1", server.server_port)
     with pytest.raises(UserError, match="--port 70000"):
-        make_server(index, trained, port=70_000)
+        make_server(index, trained, "127.0.0.1", 70_000)
 
 
 @pytest.mark.parametrize("number, status", [(signal.SIGINT, 0), (signal.SIGTERM, 128 + signal.SIGTERM)])
 def test_the_command_ends_by_a_signal(index, trained, tmp_path, monkeypatch, number, status):
     index_without_model(index).save(tmp_path / "index")
-    monkeypatch.setattr(Index, "model", lambda self: trained)
+    monkeypatch.setattr(Index, "model", lambda self, run: trained)
     signals = iter([number])  # one, when it serves
 
     class Signalling(LocalServer):  # not LocalServer itself: the module's server polls too, and would send it too early
@@ -592,7 +592,7 @@ def test_the_command_serves_a_real_network(index, tmp_path):
     model = AlexNetHash(BITS, weights=None).requires_grad_(False).eval()
     settings = {"backbone": "alexnet", "code_length": BITS, "image_size": SIZE, "dataset": "folder"}
     trained = TrainedModel(model, BITS, SIZE, "folder", settings, fingerprint(model.state_dict()))
-    moved = Index(index.codes, index.names, index.labels, BITS, trained.summary, trained.fingerprint, images=tmp_path)
+    moved = Index(index.codes, index.names, index.labels, BITS, trained.settings, trained.fingerprint, images=tmp_path)
     moved.save(tmp_path / "index", trained)
     command = [sys.executable, "-m", "search", "serve", str(tmp_path / "index"), "--port", "0"]
     process = subprocess.Popen([*command, "--images", str(index.images)], stdout=subprocess.PIPE, text=True)
