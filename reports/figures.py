@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -55,14 +56,10 @@ def load_run(folder: Path) -> Run:
 
 
 def metrics_by_length(folder: Path) -> dict[int, list[dict[str, Any]]]:
-    """The rows of metrics.jsonl by code length, in order.
-
-    Raises:
-        UserError: the file is missing, empty or damaged.
-    """
-    result: dict[int, list[dict[str, Any]]] = {}
+    """The rows of metrics.jsonl by code length, in order; a UserError if there is none."""
+    result = defaultdict(list)
     for row in read_metrics(folder):
-        result.setdefault(row["code_length"], []).append(row)
+        result[row["code_length"]].append(row)
     if not result:
         raise UserError(f"{folder / METRICS}: has no iteration yet; wait for the first one.")
     return result
@@ -93,10 +90,10 @@ def group_runs(runs: Sequence[Run]) -> dict[str, list[Run]]:
     Raises:
         UserError: two runs of a group have the same seed and share a code length, so they are one sample, not two.
     """
-    groups: dict[str, list[Run]] = {}
+    groups = defaultdict(list)
     for run in runs:
         compared = {key: value for key, value in run.settings.items() if key not in _NOT_COMPARED}
-        groups.setdefault(json.dumps(compared, sort_keys=True), []).append(run)
+        groups[json.dumps(compared, sort_keys=True)].append(run)
     for group in groups.values():
         _require_distinct_seeds(group)
     several_datasets = len({run.settings["dataset"] for run in runs}) > 1
@@ -133,10 +130,10 @@ def map_series(groups: Mapping[str, Sequence[Run]], database: str = "learned") -
     """Expected mAP by group and code length, one value for each seed; by `codes_of` where there is no `database`."""
     series: dict[str, dict[int, list[float]]] = {}
     for name, runs in groups.items():
-        by_length = series.setdefault(name, {})
+        series[name] = defaultdict(list)
         for run in runs:
             for row in run.results:
-                by_length.setdefault(row["code_length"], []).append(row["map"][codes_of(run, database)]["expected"])
+                series[name][row["code_length"]].append(row["map"][codes_of(run, database)]["expected"])
     return series
 
 
@@ -197,31 +194,28 @@ def comparison_figures(
     datasets = sorted({run.settings["dataset"] for run in runs})
     heading = datasets if len(datasets) == 1 else []
     spread = ["mean ± std over seeds"] if any(len(group) > 1 for group in groups.values()) else []
-    ylabel = f"{_map_name(runs)}, {CODE_NAMES[_shared_codes(runs, database)]}"
+    shared, marked = _marked(groups, database)
+    ylabel = f"{_map_name(runs)}, {CODE_NAMES[shared]}"
     path = output / f"map-by-code-length.{file_format}"
-    written = [map_figure(path, map_series(_marked(groups, database), database), ylabel, ", ".join(heading + spread))]
+    written = [map_figure(path, map_series(marked, database), ylabel, ", ".join(heading + spread))]
 
-    by_length: dict[int, dict[str, list[dict[str, Any]]]] = {}
-    for name, group in _marked(groups, "learned").items():
+    by_length: dict[int, dict[str, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
+    for name, group in _marked(groups, "learned")[1].items():
         for run in group:
             for code_set in _code_sets(run):
                 report = evaluate_set(code_set, topk=None)
-                by_length.setdefault(report["code_length"], {}).setdefault(name, []).append(report)
+                by_length[report["code_length"]][name].append(report)
     for bits, reports in sorted(by_length.items()):
         title = ", ".join([*heading, f"{bits} bits"])
         written += evaluation_figures(output, reports, suffix=f"-{bits}bits", file_format=file_format, title=title)
     return written
 
 
-def _shared_codes(runs: Sequence[Run], database: str) -> str:
-    """The codes that the y axis names: `database` if at least one run has them, else "network"."""
-    return database if any(codes_of(run, database) == database for run in runs) else "network"
-
-
-def _marked(groups: Mapping[str, list[Run]], database: str) -> dict[str, list[Run]]:
-    """The groups, with the codes in the name where they are not those that the y axis names."""
-    shared = _shared_codes([run for group in groups.values() for run in group], database)
-    return {
+def _marked(groups: Mapping[str, list[Run]], database: str) -> tuple[str, dict[str, list[Run]]]:
+    """The codes that the y axis names, "network" if no run has `database`; and the groups, with other codes named."""
+    found = {codes_of(run, database) for group in groups.values() for run in group}
+    shared = database if database in found else "network"
+    return shared, {
         name if codes_of(group[0], database) == shared else f"{name}, {CODE_NAMES['network']}": group
         for name, group in groups.items()
     }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import csv
 import json
 import sys
@@ -39,15 +38,8 @@ PUBLISHED_FIELDS = ["method", "dataset", "code_length", "map", "network", "proto
 VARIANT = ["method", "settings", "iterations", "topk"]
 
 
-# ---- Collecting rows ----
-
-
 def gather(folder: Path) -> pd.DataFrame:
-    """One row of text for each finished code length of all runs in `folder`, at any depth.
-
-    Raises:
-        UserError: a file of a run is missing or damaged.
-    """
+    """One row of text for each finished code length of all runs in `folder`, at any depth."""
     rows: list[dict[str, str]] = []
     for path in sorted(folder.rglob(RESULTS)):
         config = read_config(path.parent)
@@ -86,7 +78,7 @@ def read_csv(path: Path, fields: Sequence[str] = FIELDS) -> pd.DataFrame:
     """The rows of a CSV as text; the column `settings` is empty in a CSV that does not have it.
 
     Raises:
-        UserError: the file cannot be read, a column is missing, or a cell does not hold the number that it should.
+        UserError: the file cannot be read, a column is missing, or a cell does not hold its number.
     """
     try:
         # The engine "python" tells a cell that is missing from an empty one.
@@ -138,11 +130,10 @@ def collect(sources: Sequence[Path]) -> pd.DataFrame:
 
 
 def as_runs(rows: pd.DataFrame) -> pd.DataFrame:
-    """Rows of text with numbers in `COUNTS`, `MAPS` and seconds (an empty cell is NaN), and with names.
+    """The rows with numbers in `COUNTS`, `MAPS` and seconds (an empty cell is NaN), and with two names.
 
-    The new column "flags" is the method with the flags that give it, as in "main_tomm --lr 0.001"; "variant" is unique.
-    A CSV from before the column `settings` does not say what differed. There, iterations and topk are added to variants
-    that would have the same name otherwise.
+    "flags" is the method with the flags that give it, as in "main_tomm --lr 0.001". "variant" is unique: a CSV from
+    before the column `settings` does not say what differed; there, it has iterations and topk as well.
     """
     runs = rows.copy()
     for field in (*COUNTS, *MAPS, "seconds"):
@@ -165,9 +156,6 @@ def _where_several(runs: pd.DataFrame, alike: list[str], field: str, template: s
     """The text for each run's `field`; empty where all runs that are `alike` have the same."""
     several = runs.groupby(alike)[field].transform("nunique") > 1
     return runs[field].map(template.format).where(several, "")
-
-
-# ---- Tables ----
 
 
 def long_table(runs: pd.DataFrame) -> Table:
@@ -250,16 +238,13 @@ def _repeated(runs: pd.DataFrame) -> list[str]:
     return [f"{run.variant}, {run.code_length} bits, seed {run.seed}" for run in again.itertuples()]
 
 
-# ---- Comparisons ----
-
-
 def comparison(runs: pd.DataFrame, wanted: Sequence[str] | None, database: str) -> Table:
     """Paired differences over the seeds that two variants share, for each code length and for all of them together.
 
     Args:
         runs: of `as_runs`.
-        wanted: the names of two variants, the second minus the first; None: each variant minus its method with the
-            preset's settings, and main_tomm minus main_mmasia, both with the preset's settings.
+        wanted: two variants, the second minus the first; None: each variant minus its method with the preset's
+            settings, and main_tomm minus main_mmasia, both with the preset's settings.
         database: which mAP, one of `DATABASES`.
 
     Raises:
@@ -285,12 +270,11 @@ def comparison(runs: pd.DataFrame, wanted: Sequence[str] | None, database: str) 
                 parts["all"] = shared
             for bits_text, chosen in parts.items():
                 result = paired(a[chosen], b[chosen])
-                tests = [result.difference, result.t_test, result.wilcoxon, result.least]
-                lines.append([dataset, f"{second} − {first}", bits_text, str(result.n), *tests])
+                lines.append([dataset, f"{second} − {first}", bits_text, *map(str, result)])
     if not lines:
         raise UserError(
-            f"--compare: nothing to compare by {database} codes among {names}; name two "
-            "variants with --variants, or other codes with --codes."
+            f"--compare: nothing to compare by {database} codes among {names}; name two variants with --variants, or "
+            "other codes with --codes."
         )
     header = ["dataset", "difference", "bits", "n", "mean ± sd", "paired t-test p", "Wilcoxon p", "least Wilcoxon p"]
     note = f"mAP of the {database} codes, expected over ties, paired by seed; two-sided p, each test on its own."
@@ -320,10 +304,12 @@ def _default_pairs(runs: pd.DataFrame) -> list[Sequence[str]]:
     return [*methods, *ablations]
 
 
-# ---- Command ----
+def main(arguments: Sequence[str]) -> int:
+    """Run with the given command line."""
+    return run_command(COMMAND, lambda: _print_tables(arguments))
 
 
-def _parser() -> argparse.ArgumentParser:
+def _print_tables(arguments: Sequence[str]) -> None:
     parser = Parser(prog=COMMAND, description=DESCRIPTION, allow_abbrev=False)
     parser.add_argument(
         "sources", nargs="+", type=Path, metavar="SOURCE",
@@ -340,16 +326,7 @@ def _parser() -> argparse.ArgumentParser:
         "--variants", nargs=2, metavar="NAME", help="--compare: two names from the tables, the second minus the first"
     )
     parser.add_argument("--codes", choices=DATABASES, default="learned", help="--compare: which mAP [learned]")
-    return parser
-
-
-def main(arguments: Sequence[str]) -> int:
-    """Run with the given command line; returns the exit status (`utils.command.run_command`)."""
-    return run_command(COMMAND, lambda: _print_tables(arguments))
-
-
-def _print_tables(arguments: Sequence[str]) -> None:
-    options = _parser().parse_args(arguments)
+    options = parser.parse_args(arguments)
     sources, output = options.sources, options.output
     if output is None and len(sources) == 2 and sources[0].is_dir() and sources[1].suffix == ".csv":
         sources, output = sources[:1], sources[1]
