@@ -99,15 +99,15 @@ def _chunks(matrices: Matrices, most: int = _MOST_ROWS) -> list[slice]:
     return [slice(start, start + rows) for start in range(0, len(matrices.database_code), rows)]
 
 
-def _in_threads(work: Callable[[slice], None], length: int) -> None:
-    """Call `work` on slices of range(length), as many threads as torch has."""
+def _in_threads(work: Callable[[slice], None], length: int, size: int | None = None) -> None:
+    """Call `work` on slices of range(length), four for each thread of torch or of a given size."""
     threads = torch.get_num_threads()
     if threads == 1:
         work(slice(0, length))
-    else:
-        size = -(-length // (4 * threads))  # four slices for each: enough to keep all busy, few enough to be cheap
-        with ThreadPoolExecutor(threads) as pool:
-            list(pool.map(work, [slice(start, min(start + size, length)) for start in range(0, length, size)]))
+        return
+    size = size or -(-length // (4 * threads))  # four: enough to keep all busy, few enough to be cheap
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(work, [slice(start, min(start + size, length)) for start in range(0, length, size)]))
 
 
 def to_numpy(rows: torch.Tensor) -> np.ndarray:
@@ -309,7 +309,7 @@ def _rank_sorted(matrices: Matrices, limit: int, device: Device) -> npt.NDArray[
                     counts = torch.arange(1, len(found) + 1, dtype=torch.float64, device=device)
                     result[start + i] = float((counts / ranks[found]).mean())
 
-        _in_threads(rank, len(codes))
+        _in_threads(rank, len(codes), size=1)
     return result
 
 
