@@ -1,4 +1,7 @@
-"""Curves from plain data (docs/figures.md): `draw_*` draw on given axes, `*_figure` write a file of one figure."""
+"""Curves from plain data (docs/figures.md): `draw_*` draw on given axes, `*_figure` write a file of one figure.
+
+All raise a UserError where there is nothing to draw, or where the curves of one name have different lengths.
+"""
 
 from __future__ import annotations
 
@@ -33,19 +36,12 @@ Series = Mapping[str, Mapping[int, Sequence[float]]]
 _CODE_LOSSES = ("image", "label", "latent")  # the parts f(U) of docs/method.md
 
 
-# ---- Curves on given axes ----
-
-
 def draw_precision_recall(axes: Axes, curves: Curves) -> None:
     """Precision against recall within Hamming radius 0, 1, …, K; one line for each name.
 
     Args:
-        axes: to draw on.
         curves: by name, one {"precision": [K+1], "recall": [K+1]} for each seed. The line is their mean at each radius;
             the legend gives their number if a name has several.
-
-    Raises:
-        UserError: nothing to draw, or curves of different lengths under one name.
     """
     _require(curves, "precision-recall curves")
     for index, (name, seeds) in enumerate(curves.items()):
@@ -61,13 +57,8 @@ def draw_at_cutoffs(axes: Axes, curves: Curves, ylabel: str = "precision@N") -> 
     """A metric of the first N items against N, on a logarithmic axis; one line for each name.
 
     Args:
-        axes: to draw on.
         curves: by name, one {N: value} for each seed (N may be text, as in JSON). The line is their mean; with two or
             more seeds, a band shows ± their sample standard deviation.
-        ylabel: the name of the metric.
-
-    Raises:
-        UserError: nothing to draw, or different N under one name.
     """
     _require(curves, f"values of {ylabel}")
     drawn: list[float] = []
@@ -93,12 +84,7 @@ def draw_map_by_code_length(axes: Axes, series: Series, ylabel: str = "mAP") -> 
     """Mean mAP against code length, bars of ± the sample standard deviation over seeds; one line for each name.
 
     Args:
-        axes: to draw on.
         series: by name and code length, one mAP for each seed; a single seed has no bar. The legend gives their number.
-        ylabel: the name of the metric.
-
-    Raises:
-        UserError: nothing to draw.
     """
     _require(series, "mAP")
     figure = axes.get_figure()
@@ -133,12 +119,9 @@ def draw_map_by_code_length(axes: Axes, series: Series, ylabel: str = "mAP") -> 
 def draw_losses(axes: Axes, rows: Rows, *, of_codes: bool) -> None:
     """Some parts of the loss against the iteration.
 
-    Args:
-        axes: to draw on.
-        rows: as for `training_figure`.
-        of_codes: True: the parts f(U) of image, label and latent codes, which have similar sizes. False: the other
-            parts, which may differ by powers of ten; their axis is logarithmic if all are above 0 and the greatest is
-            100 times the least or more.
+    With `of_codes` the parts f(U) of image, label and latent codes, which have similar sizes, else the other parts,
+    which may differ by powers of ten; their axis is logarithmic if all are above 0 and the greatest is 100 times the
+    least or more.
     """
     known = _loss_parts(rows)
     parts = [part for part in known if (part in _CODE_LOSSES) == of_codes]
@@ -159,15 +142,7 @@ def draw_losses(axes: Axes, rows: Rows, *, of_codes: bool) -> None:
 
 
 def draw_map(axes: Axes, rows: Rows, codes: str = "learned codes") -> None:
-    """mAP at the evaluations: of the queries, and of held-out images if there are any ("validation_map").
-
-    Without an evaluation the panel is empty and says so.
-
-    Args:
-        axes: to draw on.
-        rows: as for `training_figure`.
-        codes: the database codes that were evaluated.
-    """
+    """mAP at the evaluations, of the queries and of held-out images; without an evaluation the panel says so."""
     axes.set_ylabel(f"mAP, {codes}")
     _iterations(axes, [row["iteration"] for row in rows])
     drawn: list[float] = []
@@ -241,9 +216,6 @@ def _counted(name: str, seeds: int, curves: Curves) -> str:
     return f"{name} (n = {seeds})" if any(len(others) > 1 for others in curves.values()) else name
 
 
-# ---- Files ----
-
-
 def precision_recall_figure(path: str | Path, curves: Curves, title: str = "") -> Path:
     """Write the figure of `draw_precision_recall`, as PNG or PDF by the ending of `path`."""
     return _one_panel(path, title, lambda axes: draw_precision_recall(axes, curves))
@@ -276,8 +248,7 @@ def training_figure(path: str | Path, rows: Rows, title: str = "", codes: str = 
     Args:
         path: of the file, .png or .pdf.
         rows: one for each iteration, in order: "iteration", "loss" (values by part), "bit_mean" ([K], means over the
-            drawn rows), "distinct" (share of distinct codes), and after an evaluation "map" and perhaps
-            "validation_map".
+            drawn rows), "distinct" (share of distinct codes), and after an evaluation "map" and "validation_map".
         title: above the losses.
         codes: the database codes that were evaluated.
 

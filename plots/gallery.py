@@ -18,7 +18,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as transforms
 
 from data import ImageDataset, Split
-from plots.style import BLACK, GREEN, PAGE_WIDTH, VERMILLION, house_style, save
+from plots.style import BLACK, GREEN, VERMILLION, house_style, save
 from utils.errors import UserError
 
 THUMBNAIL = 96  # pixels
@@ -46,8 +46,8 @@ class Gallery:
         query_labels, labels: multi-hot [q, C] and [q, k, C].
         class_names: C names; None: the class numbers are written.
         multi_label: whether an image can have several labels; the text under a neighbour then names the shared ones.
-        texts: for images without labels: the text under each query, and the texts under its neighbours. Marks are left
-            out and all frames are black. A query may have fewer than k texts; its other neighbours are not drawn.
+        texts: for images without labels: the text under each query, and those under its neighbours, without marks and
+            with black frames. A query may have fewer than k texts; its other neighbours are not drawn.
     """
 
     query_images: npt.NDArray[np.uint8]
@@ -83,15 +83,13 @@ def shorten(text: str, lines: int) -> str:
 
 
 def nearest(query_code: Tensor, database_code: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The first items of each query's ranking by d = (K − q·b)/2, ties in database order.
+    """The first `count` items of each query's ranking by d = (K − q·b)/2, ties in database order.
 
     Args:
-        query_code: [q, K], entries −1, 0 or +1.
-        database_code: [D, K], entries −1, 0 or +1.
-        count: number of items for each query; at most D are returned.
+        query_code, database_code: [q, K] and [D, K], entries −1, 0 or +1.
 
     Returns:
-        Rows of the database, int64 [q, k], and their distances, float64 [q, k].
+        Rows of the database, int64 [q, k], and their distances, float64 [q, k]; k ≤ D.
     """
     distance = (query_code.shape[1] - query_code.double() @ database_code.double().T) / 2
     order = torch.argsort(distance, dim=1, stable=True)[:, :count]
@@ -99,12 +97,7 @@ def nearest(query_code: Tensor, database_code: Tensor, count: int) -> tuple[Tens
 
 
 def choose_queries(labels: Tensor, count: int) -> list[int]:
-    """Queries of many classes, not chosen by hand: for each class in order, the first query not yet chosen.
-
-    Args:
-        labels: multi-hot [Q, C].
-        count: number of queries, at most.
-    """
+    """At most `count` queries by their `labels` [Q, C]: for each class in order, the first query not yet chosen."""
     chosen: list[int] = []
     for number in range(labels.shape[1]):
         found = torch.nonzero(labels[:, number]).flatten().tolist()
@@ -115,14 +108,7 @@ def choose_queries(labels: Tensor, count: int) -> list[int]:
 def gallery_of(
     split: Split, query_code: Tensor, database_code: Tensor, *, num_queries: int = 10, num_neighbours: int = 10
 ) -> Gallery:
-    """The gallery of codes, with the images of `split`.
-
-    Args:
-        split: queries and database.
-        query_code: [Q, K], entries −1, 0 or +1, in the order of `split`.
-        database_code: [D, K], the same.
-        num_queries: number of rows, at most.
-        num_neighbours: number of columns, at most.
+    """The gallery of codes [Q, K] and [D, K] (−1, 0 or +1, in the order of `split`), with the images of `split`.
 
     Raises:
         UserError: the numbers of codes and images differ.
@@ -218,7 +204,7 @@ def _neighbour(gallery: Gallery, row: int, column: int) -> tuple[str, str, str]:
 
 @house_style()
 def _figure(gallery: Gallery) -> Figure:
-    figure = Figure(figsize=(PAGE_WIDTH, PAGE_WIDTH))
+    figure = Figure()
     FigureCanvasAgg(figure)
     figure.set_size_inches(draw_gallery(figure.add_axes((0, 0, 1, 1)), gallery))
     return figure

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -42,15 +41,9 @@ _METRICS: tuple[tuple[str, tuple[str | int, ...]], ...] = (
 def order_sensitivity(
     tensors: Sequence[torch.Tensor], *, topk: int | None, device: torch.device | None = None
 ) -> dict[str, float]:
-    """Stable mAP in three orders of the database: as given, reversed, and sorted by the first label of each item.
+    """Stable mAP of `load_code_set` in three orders of the database: "given", "reversed", "class_sorted".
 
-    Args:
-        tensors: of `utils.runs.load_code_set`.
-        topk: R of mAP@R; None: the whole database.
-        device: where to count; None: the CPU.
-
-    Returns:
-        {"given", "reversed", "class_sorted"}; in the last order, items without a label come last.
+    The last one sorts by the first label of each item; items without a label come last.
     """
     query_code, database_code, query_labels, database_labels = tensors
     first = torch.where(database_labels.any(1), (database_labels != 0).int().argmax(1), database_labels.shape[1])
@@ -70,18 +63,9 @@ def order_sensitivity(
 def evaluate_set(
     code_set: CodeSet, *, topk: int | None, device: torch.device | None = None, with_orders: bool = False
 ) -> dict[str, Any]:
-    """All metrics of one set of code files.
+    """All metrics of one set of code files: `evaluate_codes`, and `order_sensitivity` if asked for.
 
-    Args:
-        code_set: of `utils.runs.find_code_sets`.
-        topk: R of mAP@R; None: the whole database.
-        device: where to count; None: the CPU.
-        with_orders: also compute `order_sensitivity`.
-
-    Returns:
-        "name", "code_length", "queries" and "database" (their numbers), the metrics of `evaluate_codes`,
-        "order_sensitivity" if asked for, and "run" where the folder has a results.json with this code length: the
-        "map", "best" and "topk" in it.
+    "queries" and "database" are their numbers; "run" is the "map", "best" and "topk" of results.json, if there is one.
 
     Raises:
         UserError: a file cannot be read, or the files do not fit together.
@@ -134,10 +118,7 @@ def _cell(report: Mapping[str, Any], keys: Sequence[str | int]) -> str:
 
 
 def by_name(reports: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    """The reports of `evaluate_set` as `evaluation_figures` takes them: one curve for each code length.
-
-    Where a code length occurs twice, the names of the files tell the curves apart.
-    """
+    """The reports for `evaluation_figures`, by code length, or by the names of the files if a length occurs twice."""
     lengths = [report["code_length"] for report in reports]
     distinct = len(set(lengths)) == len(lengths)
     return {f"{report['code_length']} bits" if distinct else report["name"]: [report] for report in reports}
@@ -151,14 +132,11 @@ def evaluation_figures(
     file_format: str = "png",
     title: str = "",
 ) -> list[Path]:
-    """Write precision-recall and precision@N, and NDCG@N where all reports have it.
+    """Write precision-recall and precision@N into `output`, and NDCG@N where all reports have it.
 
     Args:
-        output: folder for the figures.
         reports: of `evaluate_set`, by the name of the curve; several under one name are averaged.
         suffix: end of the file names, before the dot.
-        file_format: "png" or "pdf".
-        title: above the curves.
 
     Raises:
         UserError: no report, or a file cannot be written.
@@ -167,22 +145,24 @@ def evaluation_figures(
     def curves(key: str) -> dict[str, list[Any]]:
         return {name: [seed[key] for seed in seeds] for name, seeds in reports.items()}
 
-    def path(name: str) -> Path:
-        return output / f"{name}{suffix}.{file_format}"
-
     averaged = any(len(seeds) > 1 for seeds in reports.values())
-    mean = f"{title}, mean over seeds" if averaged else title
-    spread = f"{title}, mean ± std over seeds" if averaged else title
+    mean, spread = (f"{title}, {what} over seeds" if averaged else title for what in ("mean", "mean ± std"))
+    end = f"{suffix}.{file_format}"
     written = [
-        precision_recall_figure(path("precision-recall"), curves("precision_recall"), mean),
-        cutoff_figure(path("precision-at-n"), curves("precision_at"), "precision@N", spread),
+        precision_recall_figure(output / f"precision-recall{end}", curves("precision_recall"), mean),
+        cutoff_figure(output / f"precision-at-n{end}", curves("precision_at"), "precision@N", spread),
     ]
     if all("ndcg_at" in seed for seeds in reports.values() for seed in seeds):
-        written.append(cutoff_figure(path("ndcg-at-n"), curves("ndcg_at"), "NDCG@N", spread))
+        written.append(cutoff_figure(output / f"ndcg-at-n{end}", curves("ndcg_at"), "NDCG@N", spread))
     return written
 
 
-def _parser() -> argparse.ArgumentParser:
+def main(arguments: Sequence[str]) -> int:
+    """Run with the given command line."""
+    return run_command(COMMAND, lambda: _evaluate(arguments))
+
+
+def _evaluate(arguments: Sequence[str]) -> None:
     parser = Parser(prog=COMMAND, description=DESCRIPTION)
     parser.add_argument(
         "paths", nargs="+", type=Path, metavar="PATH", help="folder of a run, or the four .t files of each set of codes"
@@ -198,16 +178,7 @@ def _parser() -> argparse.ArgumentParser:
         "--figures", action="store_true", help="draw the curves into the folder figures beside the files"
     )
     parser.add_argument("--device", default="cpu", help="auto, cpu, cuda or cuda:N [cpu]")
-    return parser
-
-
-def main(arguments: Sequence[str]) -> int:
-    """Run with the given command line; returns the exit status (`utils.command.run_command`)."""
-    return run_command(COMMAND, lambda: _evaluate(arguments))
-
-
-def _evaluate(arguments: Sequence[str]) -> None:
-    options = _parser().parse_args(arguments)
+    options = parser.parse_args(arguments)
     device = choose_device(options.device)
     if options.json is not None:
         require_place(options.json, "--json")

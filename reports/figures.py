@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -49,31 +49,24 @@ CODE_NAMES = {
 _NOT_COMPARED = {*FREE_TO_CHANGE, "seed", "code_length", "eval_iter"}
 
 
-# ---- Reading runs ----
-
-
 def load_run(folder: Path) -> Run:
-    """`utils.runs.read_run`; settings that an older run does not have get the preset's value."""
+    """`read_run`; settings that an older run does not have get the preset's value."""
     run = read_run(folder)
     return run._replace(settings=Settings.for_dataset(run.settings["dataset"]).as_json() | run.settings)
 
 
 def metrics_by_length(folder: Path) -> dict[int, list[dict[str, Any]]]:
-    """The rows of metrics.jsonl by code length, in order.
-
-    Raises:
-        UserError: the file is missing, empty or damaged.
-    """
-    result: dict[int, list[dict[str, Any]]] = {}
+    """The rows of metrics.jsonl by code length, in order; a UserError if there is none."""
+    result = defaultdict(list)
     for row in read_metrics(folder):
-        result.setdefault(row["code_length"], []).append(row)
+        result[row["code_length"]].append(row)
     if not result:
         raise UserError(f"{folder / METRICS}: has no iteration yet; wait for the first one.")
     return result
 
 
 def codes_of(run: Run, database: str = "learned") -> str:
-    """`database`, or "network" where the method learns no database codes; one of `utils.runs.DATABASES`."""
+    """`database`, or "network" where the method learns no database codes."""
     return database if all(database in row["map"] for row in run.results) else "network"
 
 
@@ -91,17 +84,16 @@ def _code_sets(run: Run) -> list[CodeSet]:
 def group_runs(runs: Sequence[Run]) -> dict[str, list[Run]]:
     """Group the runs that differ only in the seed.
 
-    Returns:
-        The groups by name: the method, the dataset if there are several, and the settings in which the groups of this
-        method and dataset differ.
+    The name of a group is the method, the dataset if there are several, and the settings in which the groups of this
+    method and dataset differ.
 
     Raises:
         UserError: two runs of a group have the same seed and share a code length, so they are one sample, not two.
     """
-    groups: dict[str, list[Run]] = {}
+    groups = defaultdict(list)
     for run in runs:
         compared = {key: value for key, value in run.settings.items() if key not in _NOT_COMPARED}
-        groups.setdefault(json.dumps(compared, sort_keys=True), []).append(run)
+        groups[json.dumps(compared, sort_keys=True)].append(run)
     for group in groups.values():
         _require_distinct_seeds(group)
     several_datasets = len({run.settings["dataset"] for run in runs}) > 1
@@ -135,22 +127,14 @@ def _require_distinct_seeds(group: Sequence[Run]) -> None:
 
 
 def map_series(groups: Mapping[str, Sequence[Run]], database: str = "learned") -> dict[str, dict[int, list[float]]]:
-    """Expected mAP by group and code length, one value for each seed, as `plots.curves.map_figure` takes it.
-
-    Args:
-        groups: of `group_runs`.
-        database: one of `utils.runs.DATABASES`; methods that learn no codes give that of the network's codes.
-    """
+    """Expected mAP by group and code length, one value for each seed; by `codes_of` where there is no `database`."""
     series: dict[str, dict[int, list[float]]] = {}
     for name, runs in groups.items():
-        by_length = series.setdefault(name, {})
+        series[name] = defaultdict(list)
         for run in runs:
             for row in run.results:
-                by_length.setdefault(row["code_length"], []).append(row["map"][codes_of(run, database)]["expected"])
+                series[name][row["code_length"]].append(row["map"][codes_of(run, database)]["expected"])
     return series
-
-
-# ---- Drawing ----
 
 
 def run_figures(
@@ -159,16 +143,8 @@ def run_figures(
     """Write all figures that the folder of a finished run allows.
 
     These are the training curves of each code length with two or more iterations, mAP by code length if there are two
-    or more, the `evaluation_figures` if the codes were kept, and, with `split`, a gallery for each code length.
-
-    Args:
-        folder: of the run.
-        split: queries and database of the run, for the galleries.
-        output: folder for the figures; None: the folder figures of the run.
-        file_format: "png" or "pdf".
-
-    Returns:
-        The files.
+    or more, the `evaluation_figures` if the codes were kept, and, with the `split` of the run, a gallery for each code
+    length. The default of `output` is the folder figures in that of the run.
 
     Raises:
         UserError: not the folder of a finished run, a damaged file, or a `split` of another size.
@@ -205,20 +181,10 @@ def run_figures(
 def comparison_figures(
     folders: Sequence[Path], output: Path, *, database: str = "learned", file_format: str = "png"
 ) -> list[Path]:
-    """Write the figures that compare several runs; runs that differ only in the seed are one curve.
+    """Write the figures that compare several runs into `output`; runs that differ only in the seed are one curve.
 
     These are mAP by code length (mean ± sample standard deviation over seeds), and the `evaluation_figures` of the
-    saved codes for each code length (means over seeds). Where some methods learn no database codes, the legend marks
-    the curves of network's codes.
-
-    Args:
-        folders: of finished runs.
-        output: folder for the figures.
-        database: which mAP of results.json, one of `utils.runs.DATABASES`.
-        file_format: "png" or "pdf".
-
-    Returns:
-        The files.
+    saved codes for each code length. Where some methods learn no codes, the legend marks the curves of network's codes.
 
     Raises:
         UserError: not the folder of a finished run, or two runs of one experiment with the same seed.
@@ -228,31 +194,28 @@ def comparison_figures(
     datasets = sorted({run.settings["dataset"] for run in runs})
     heading = datasets if len(datasets) == 1 else []
     spread = ["mean ± std over seeds"] if any(len(group) > 1 for group in groups.values()) else []
-    ylabel = f"{_map_name(runs)}, {CODE_NAMES[_shared_codes(runs, database)]}"
+    shared, marked = _marked(groups, database)
+    ylabel = f"{_map_name(runs)}, {CODE_NAMES[shared]}"
     path = output / f"map-by-code-length.{file_format}"
-    written = [map_figure(path, map_series(_marked(groups, database), database), ylabel, ", ".join(heading + spread))]
+    written = [map_figure(path, map_series(marked, database), ylabel, ", ".join(heading + spread))]
 
-    by_length: dict[int, dict[str, list[dict[str, Any]]]] = {}
-    for name, group in _marked(groups, "learned").items():
+    by_length: dict[int, dict[str, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
+    for name, group in _marked(groups, "learned")[1].items():
         for run in group:
             for code_set in _code_sets(run):
                 report = evaluate_set(code_set, topk=None)
-                by_length.setdefault(report["code_length"], {}).setdefault(name, []).append(report)
+                by_length[report["code_length"]][name].append(report)
     for bits, reports in sorted(by_length.items()):
         title = ", ".join([*heading, f"{bits} bits"])
         written += evaluation_figures(output, reports, suffix=f"-{bits}bits", file_format=file_format, title=title)
     return written
 
 
-def _shared_codes(runs: Sequence[Run], database: str) -> str:
-    """The codes that the y axis names: `database` if at least one run has them, else "network"."""
-    return database if any(codes_of(run, database) == database for run in runs) else "network"
-
-
-def _marked(groups: Mapping[str, list[Run]], database: str) -> dict[str, list[Run]]:
-    """The groups, with the codes in the name where they are not those that the y axis names."""
-    shared = _shared_codes([run for group in groups.values() for run in group], database)
-    return {
+def _marked(groups: Mapping[str, list[Run]], database: str) -> tuple[str, dict[str, list[Run]]]:
+    """The codes that the y axis names, "network" if no run has `database`; and the groups, with other codes named."""
+    found = {codes_of(run, database) for group in groups.values() for run in group}
+    shared = database if database in found else "network"
+    return shared, {
         name if codes_of(group[0], database) == shared else f"{name}, {CODE_NAMES['network']}": group
         for name, group in groups.items()
     }
@@ -270,10 +233,12 @@ def _map_name(runs: Iterable[Run]) -> str:
     return f"mAP@{cuts.pop()}" if len(cuts) == 1 else "mAP@R"
 
 
-# ---- Command ----
+def main(arguments: Sequence[str]) -> int:
+    """Run with the given command line."""
+    return run_command(COMMAND, lambda: _draw(arguments))
 
 
-def _parser() -> argparse.ArgumentParser:
+def _draw(arguments: Sequence[str]) -> None:
     parser = Parser(prog=COMMAND, description=DESCRIPTION)
     parser.add_argument("folders", nargs="+", type=Path, metavar="RUN", help="folder of a finished run")
     parser.add_argument(
@@ -284,16 +249,7 @@ def _parser() -> argparse.ArgumentParser:
         "--codes", choices=DATABASES, default="learned", help="several runs: which mAP of results.json [learned]"
     )
     parser.add_argument("--gallery", action="store_true", help="one run: load its images and draw a retrieval gallery")
-    return parser
-
-
-def main(arguments: Sequence[str]) -> int:
-    """Run with the given command line; returns the exit status (`utils.command.run_command`)."""
-    return run_command(COMMAND, lambda: _draw(arguments))
-
-
-def _draw(arguments: Sequence[str]) -> None:
-    options = _parser().parse_args(arguments)
+    options = parser.parse_args(arguments)
     folders = options.folders
     try:
         if len(folders) == 1:

@@ -5,16 +5,10 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-_LATEX = {character: f"\\{character}" for character in "&%$#_{}"} | {
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "|": r"\textbar{}",
-    "±": r"$\pm$",
-    "−": "$-$",
-}
+from tabulate import LATEX_ESCAPE_RULES, tabulate
+
+# What tabulate does not escape. Two hyphens would become a dash.
+_LATEX = {"--": "-{}-", "|": r"\textbar{}", "±": r"$\pm$", "−": "$-$"}
 _NUMBER = re.compile(r"[<+−]? ?\d[\d.]*( ± [\d.]+)?( \(n = \d+\))?|")
 
 
@@ -29,33 +23,21 @@ class Table:
 
     def markdown(self) -> str:
         """The title as a third-level heading, the table, and the note as a paragraph."""
-        lines = [f"### {self.title}", ""] if self.title else []
-        cells = [[cell.replace("|", r"\|") for cell in row] for row in [self.header, *self.rows]]
-        table = [f"| {' | '.join(row)} |" for row in cells]
-        lines += [table[0], "|" + "---|" * len(self.header), *table[1:]]
-        return "\n".join(lines + (["", self.note] if self.note else []))
+        escaped = [[cell.replace("|", r"\|") for cell in row] for row in self.rows]
+        parts = [f"### {self.title}" if self.title else "", self._tabulate(escaped, "pipe"), self.note]
+        return "\n\n".join(part for part in parts if part)
 
     def latex(self) -> str:
         """A `table` environment; the document needs the package booktabs. Title and note are its caption."""
-        align = "".join(
-            "r" if column > 0 and all(_NUMBER.fullmatch(row[column]) for row in self.rows) else "l"
-            for column in range(len(self.header))
-        )
         caption = " ".join(part for part in (f"{self.title}." if self.title else "", self.note) if part)
-        lines = [
-            r"\begin{table}",
-            r"\centering",
-            rf"\caption{{{latex_text(caption)}}}",
-            rf"\begin{{tabular}}{{{align}}}",
-        ]
-        lines += [r"\toprule", _latex_row(self.header), r"\midrule", *map(_latex_row, self.rows), r"\bottomrule"]
-        return "\n".join([r"% \usepackage{booktabs}", *lines, r"\end{tabular}", r"\end{table}"])
+        caption = "".join(LATEX_ESCAPE_RULES.get(character, character) for character in caption)
+        text = f"\\caption{{{caption}}}\n{self._tabulate(self.rows, 'latex_booktabs')}"
+        for plain, escaped in _LATEX.items():
+            text = text.replace(plain, escaped)
+        return f"% \\usepackage{{booktabs}}\n\\begin{{table}}\n\\centering\n{text}\n\\end{{table}}"
 
-
-def latex_text(text: str) -> str:
-    """Plain text as LaTeX: special characters are escaped, and two hyphens do not become a dash."""
-    return "".join(_LATEX.get(character, character) for character in text).replace("--", "-{}-")
-
-
-def _latex_row(cells: list[str]) -> str:
-    return " & ".join(map(latex_text, cells)) + r" \\"
+    def _tabulate(self, rows: list[list[str]], layout: str) -> str:
+        """The rows by tabulate: columns of numbers to the right, others and the first to the left."""
+        numbers = [all(map(_NUMBER.fullmatch, column)) for column in zip(*rows, strict=True)]
+        align = ["left", *("right" if number else "left" for number in numbers[1:])]
+        return tabulate(rows, self.header, tablefmt=layout, disable_numparse=True, colalign=align)

@@ -4,44 +4,28 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from scipy import stats
 
 EXACT_UP_TO = 50  # differences; above, scipy's normal approximation is good and the exact distribution is slow
 
 
-@dataclass(frozen=True)
-class Paired:
-    """What the differences b − a of n pairs show, as text to print; the text says why if there is no p value.
-
-    Attributes:
-        n: number of pairs.
-        difference: mean ± standard deviation (n − 1).
-        t_test: p value of the paired t-test.
-        wilcoxon: p value of the Wilcoxon signed-rank test.
-        least: the smallest p value that the Wilcoxon test can give with so many differences.
-    """
+class Paired(NamedTuple):
+    """What the differences b − a of n pairs show, as text to print; the text says why if there is no p value."""
 
     n: int
-    difference: str
-    t_test: str
+    difference: str  # mean ± standard deviation (n − 1)
+    t_test: str  # p values
     wilcoxon: str
-    least: str
+    least: str  # the smallest p value that the Wilcoxon test can give with so many differences
 
 
 def paired(first: Sequence[float], second: Sequence[float]) -> Paired:
-    """The mean of second − first, its standard deviation, and two two-sided p values.
+    """The mean of second − first, its standard deviation, and two two-sided p values, for n numbers of the same pairs.
 
     Both tests are scipy's: `ttest_rel`, and `wilcoxon`, exact for up to 50 pairs, without the differences of 0.
     Differences are rounded to 6 decimals, like the numbers in the CSV, so that rounding makes no difference.
-
-    Args:
-        first: n numbers.
-        second: n numbers of the same pairs, in the same order.
-
-    Raises:
-        ValueError: the lengths differ.
     """
     differences = [round(b - a, 6) for a, b in zip(first, second, strict=True)]
     n = len(differences)

@@ -45,17 +45,14 @@ def average_precision(
     """AP@R of each query in the ranking of the database by Hamming distance d = (K − q·b)/2.
 
     Args:
-        query_code: [Q, K], any number type, entries −1, +1, or 0 for a bit that was never encoded.
-        database_code: [D, K], the same.
-        query_labels: [Q, C], multi-hot (0 and 1).
-        database_labels: [D, C]; an item is relevant to a query if they share a label.
+        query_code, database_code: [Q, K] and [D, K], entries −1, +1, or 0 for a bit that was never encoded.
+        query_labels, database_labels: [Q, C] and [D, C], multi-hot; who shares a label is relevant.
         device: where to count; None: the CPU.
         topk: R; None, ≤ 0 or ≥ D: the whole database.
         ties: "expected": the expectation over the order of tied items; "stable": ties in database order.
 
     Returns:
-        float64 [Q], on the CPU: the mean of the precision at the ranks of the relevant items among the first R; 0 if
-        there are none.
+        float64 [Q], on the CPU: the mean of the precision at the ranks of the relevant items among the first R, or 0.
 
     Raises:
         ValueError: shapes do not match, a code is not −1, 0 or +1, a label is not 0 or 1, or `ties` is unknown.
@@ -80,14 +77,9 @@ def evaluate_codes(
     topk: int | None = None,
     device: Device = None,
 ) -> dict[str, Any]:
-    """All metrics of docs/evaluation.md, as plain numbers, lists and dicts.
+    """All metrics of docs/evaluation.md, as plain numbers, lists and dicts; arguments as for `average_precision`.
 
     All are means over all queries; a query without a relevant item counts as 0.
-
-    Args:
-        query_code, database_code, query_labels, database_labels: as for `average_precision`.
-        topk: R of mAP@R; None, ≤ 0 or ≥ D: the whole database.
-        device: where to count; None: the CPU.
 
     Returns:
         "map": {"expected", "stable"}, mAP@R;
@@ -96,9 +88,6 @@ def evaluate_codes(
         "radius_2": {"precision", "recall", "empty_share"}, the last the share of queries without an item in the radius;
         "ndcg_at": {N: value}, only if an item has more than one label;
         "queries_without_relevant"; "zero_rows", the number of database rows that are all 0; "topk", R or None for all.
-
-    Raises:
-        ValueError: as for `average_precision`.
     """
     matrices = _checked(query_code, database_code, query_labels, database_labels)
     (num_queries, bits), num_items = matrices.query_code.shape, len(matrices.database_code)

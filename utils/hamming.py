@@ -3,13 +3,8 @@
 The distance is d = (K − q·b)/2. For codes of −1 and +1 it is the Hamming distance. The same formula holds for codes
 with zeros: an item of zeros has distance K/2 from everything. So histograms have 2K+1 bins, one for each half unit.
 
-Three engines give the same integers:
-
-- ``compiled``: bit slices (`utils.hamming_compiled`), where numba is installed;
-- ``numpy``: packed words, exclusive or, ``bitwise_count`` (numpy ≥ 2), then ``torch.bincount``;
-- ``torch``: a matrix product, on any device.
-
-None of them holds the Q × D matrix of distances.
+Three engines give the same integers, and none holds the Q × D matrix of distances: bit slices compiled by numba
+(`utils.hamming_compiled`); packed words in numpy; a matrix product in torch, on a GPU and for rows with zeros.
 """
 
 from __future__ import annotations
@@ -52,9 +47,8 @@ def default_engine(num_pairs: int, device: Device = None) -> str:
     """The fastest engine for `num_pairs` pairs: torch on a GPU; else compiled, if numba is installed and worth it."""
     if device is not None and torch.device(device).type != "cpu":
         return "torch"
-    if num_pairs >= _PAIRS_WORTH_COMPILING and importlib.util.find_spec("numba") is not None:
-        return "compiled"
-    return "numpy" if hasattr(np, "bitwise_count") else "torch"
+    worth_it = num_pairs >= _PAIRS_WORTH_COMPILING and importlib.util.find_spec("numba") is not None
+    return "compiled" if worth_it else "numpy"
 
 
 def query_blocks(matrices: Matrices, grades: int = 1) -> Iterator[tuple[slice, Matrices]]:
@@ -63,17 +57,14 @@ def query_blocks(matrices: Matrices, grades: int = 1) -> Iterator[tuple[slice, M
     size = max(1, _HISTOGRAM_BYTES // (8 * (2 * bits + 1) * (1 + grades)))
     for start in range(0, num_queries, size):
         rows = slice(start, min(start + size, num_queries))
-        yield (
-            rows,
-            matrices._replace(query_code=matrices.query_code[rows], query_labels=matrices.query_labels[rows]),
-        )
+        block = matrices._replace(query_code=matrices.query_code[rows], query_labels=matrices.query_labels[rows])
+        yield rows, block
 
 
 def count_by_distance(matrices: Matrices, *, grades: int = 1, device: Device = None) -> tuple[Integers, Integers]:
-    """Histograms of the database over distance, one row for each query.
+    """Histograms of the database over distance, one row for each query; the values are not checked.
 
     Args:
-        matrices: codes and labels; the values are not checked.
         grades: G; 1 counts relevant items, more count by the number of shared labels.
         device: where to count; None: the CPU.
 
@@ -85,34 +76,20 @@ def count_by_distance(matrices: Matrices, *, grades: int = 1, device: Device = N
     engine = default_engine(num_queries * len(matrices.database_code), device)
     items = np.zeros((num_queries, 2 * bits + 1), np.int64)
     relevant = np.zeros((num_queries, grades, 2 * bits + 1), np.int64)
-    most_rows = _ROWS_OF_ONE_THREAD if engine == "numpy" else _MOST_ROWS
-    # Two threads of numpy wait longer for Python's interpreter lock than they gain.
-    with _Workers(1 if engine == "numpy" else torch.get_num_threads()) as workers:
-        for rows in _chunks(matrices, most_rows):
-            ENGINES[engine](matrices.of_items(rows), items, relevant, workers, device)
+    for rows in _chunks(matrices, _ROWS_OF_ONE_THREAD if engine == "numpy" else _MOST_ROWS):
+        ENGINES[engine](matrices.of_items(rows), items, relevant, device)
     return items, relevant
 
 
 def stable_average_precision(matrices: Matrices, limit: int, *, device: Device = None) -> npt.NDArray[np.float64]:
-    """AP of each query over its first `limit` items, ties in database order.
+    """AP of each query over its first `limit` items, ties in database order; float64 [Q], 0 without a relevant item.
 
     The compiled engine counts twice: once for the first rank at each distance, and once to visit the relevant items.
     The others sort. A database with rows that are zero in part is always sorted.
-
-    Args:
-        matrices: codes and labels; the values are not checked.
-        limit: R, 1 or more.
-        device: where to count; None: the CPU.
-
-    Returns:
-        float64 [Q]; 0 for a query without a relevant item among its first R.
     """
     engine = default_engine(len(matrices.query_code) * len(matrices.database_code), device)
-    with _Workers(torch.get_num_threads()) as workers:
-        result = _rank_compiled(matrices, limit, workers) if engine == "compiled" else None
-        if result is None:
-            result = _rank_sorted(matrices, limit, device, workers)
-    return result
+    result = _rank_compiled(matrices, limit) if engine == "compiled" else None
+    return _rank_sorted(matrices, limit, device) if result is None else result
 
 
 def _chunks(matrices: Matrices, most: int = _MOST_ROWS) -> list[slice]:
@@ -122,29 +99,15 @@ def _chunks(matrices: Matrices, most: int = _MOST_ROWS) -> list[slice]:
     return [slice(start, start + rows) for start in range(0, len(matrices.database_code), rows)]
 
 
-class _Workers:
-    """Threads that call a function on slices of a range; they end with the `with` block."""
-
-    def __init__(self, threads: int) -> None:
-        self.threads = threads
-        self._pool = ThreadPoolExecutor(self.threads) if self.threads > 1 else None
-
-    def __enter__(self) -> _Workers:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        if self._pool is not None:
-            self._pool.shutdown()
-
-    def map(self, work: Callable[[slice], None], length: int, size: int) -> None:
-        """Call `work` on slices of `size` of range(length)."""
-        slices = [slice(start, min(start + size, length)) for start in range(0, length, size)]
-        for _ in map(work, slices) if self._pool is None or len(slices) == 1 else self._pool.map(work, slices):
-            pass
-
-    def share(self, work: Callable[[slice], None], length: int) -> None:
-        """`map` with four slices for each thread: enough to keep all busy, few enough to cost nothing."""
-        self.map(work, length, max(1, -(-length // (4 * self.threads if self.threads > 1 else 1))))
+def _in_threads(work: Callable[[slice], None], length: int, size: int | None = None) -> None:
+    """Call `work` on slices of range(length), four for each thread of torch or of a given size."""
+    threads = torch.get_num_threads()
+    if threads == 1:
+        work(slice(0, length))
+        return
+    size = size or -(-length // (4 * threads))  # four: enough to keep all busy, few enough to be cheap
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(work, [slice(start, min(start + size, length)) for start in range(0, length, size)]))
 
 
 def to_numpy(rows: torch.Tensor) -> np.ndarray:
@@ -155,16 +118,17 @@ def to_numpy(rows: torch.Tensor) -> np.ndarray:
     return array.view(np.uint8) if array.dtype == np.bool_ else array
 
 
-def _label_lists(labels: torch.Tensor) -> tuple[Integers, Integers]:
-    """Where the labels of each row start, int64 [Q+1], and the labels of all rows one after the other."""
-    rows, index = np.nonzero(to_numpy(labels))
-    return np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=len(labels)))]), index
+def _query_lists(matrices: Matrices) -> tuple[npt.NDArray[np.int8], Integers, Integers]:
+    """The codes, where the labels of each query start, int64 [Q+1], and the labels of all one after the other."""
+    rows, index = np.nonzero(to_numpy(matrices.query_labels))
+    starts = np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=len(matrices.query_labels)))])
+    return matrices.query_code.to(torch.int8).contiguous().numpy(), starts, index
 
 
 class _Planes:
-    """The database of `matrices` as bit planes, packed by all workers; `partial`: the rows that are zero in part."""
+    """The database of `matrices` as bit planes; `partial`: the rows that are zero in part."""
 
-    def __init__(self, matrices: Matrices, workers: _Workers) -> None:
+    def __init__(self, matrices: Matrices) -> None:
         from utils.hamming_compiled import BLOCK, WORDS, pack_planes  # needs numba, which is optional
 
         code_rows, label_rows = to_numpy(matrices.database_code), to_numpy(matrices.database_labels)
@@ -178,17 +142,16 @@ class _Planes:
             pack_planes(code_rows[rows], self.codes[chosen], self.full[chosen], self.empty[chosen])
             pack_planes(label_rows[rows], self.labels[chosen], unused[chosen], unused[chosen])
 
-        workers.share(pack, blocks)
+        _in_threads(pack, blocks)
         classed = (self.full | self.empty).view(np.uint8)
         self.partial = np.flatnonzero(np.unpackbits(classed, bitorder="little")[: len(code_rows)] == 0)
 
 
-def _count_compiled(matrices: Matrices, items: Integers, relevant: Integers, workers: _Workers, device: Device) -> None:
+def _count_compiled(matrices: Matrices, items: Integers, relevant: Integers, device: Device) -> None:
     from utils.hamming_compiled import count_blocks  # needs numba, which is optional
 
-    planes = _Planes(matrices, workers)
-    codes = matrices.query_code.to(torch.int8).contiguous().numpy()
-    starts, labels = _label_lists(matrices.query_labels)
+    planes = _Planes(matrices)
+    codes, starts, labels = _query_lists(matrices)
 
     def count(rows: slice) -> None:
         count_blocks(
@@ -196,17 +159,17 @@ def _count_compiled(matrices: Matrices, items: Integers, relevant: Integers, wor
             items, relevant,
         )  # fmt: skip
 
-    workers.share(count, len(codes))
+    _in_threads(count, len(codes))
     if len(planes.partial):
-        _count_torch(matrices.of_items(torch.from_numpy(planes.partial)), items, relevant, workers, device)
+        _count_torch(matrices.of_items(torch.from_numpy(planes.partial)), items, relevant, device)
 
 
-def _count_numpy(matrices: Matrices, items: Integers, relevant: Integers, workers: _Workers, device: Device) -> None:
+def _count_numpy(matrices: Matrices, items: Integers, relevant: Integers, device: Device) -> None:
     bits, grades = matrices.query_code.shape[1], relevant.shape[1]
     is_full = (to_numpy(matrices.database_code) != 0).all(axis=1)
     full, rest = torch.from_numpy(np.flatnonzero(is_full)), torch.from_numpy(np.flatnonzero(~is_full))
     if len(rest):  # rows with zeros are rare enough for the slower engine
-        _count_torch(matrices.of_items(rest), items, relevant, workers, device)
+        _count_torch(matrices.of_items(rest), items, relevant, device)
         matrices = matrices.of_items(full)
     if not len(full):
         return
@@ -218,8 +181,10 @@ def _count_numpy(matrices: Matrices, items: Integers, relevant: Integers, worker
     largest = max(values, query_labels.shape[1] + 1)
     key_type = np.uint8 if largest <= 1 << 8 else np.int16 if largest <= 1 << 15 else np.int32
     counts = np.empty((len(query_code), values), np.int64)
-
-    def count(rows: slice) -> None:
+    height = max(1, _PAIRS_PER_BLOCK["numpy"] // len(database_code))
+    # One thread: two wait longer for Python's interpreter lock than they gain.
+    for first in range(0, len(query_code), height):
+        rows = slice(first, min(first + height, len(query_code)))
         # In place and with one type throughout: a conversion costs more than the counting.
         distance = np.zeros((), key_type)
         for word, ask, use in zip(database, queries, used, strict=True):
@@ -241,7 +206,6 @@ def _count_numpy(matrices: Matrices, items: Integers, relevant: Integers, worker
         for row, key in zip(range(rows.start, rows.stop), torch.from_numpy(distance), strict=True):
             counts[row] = torch.bincount(key, minlength=values).numpy()
 
-    workers.map(count, len(query_code), max(1, _PAIRS_PER_BLOCK["numpy"] // len(database_code)))
     by_share = counts.reshape(len(counts), bits + 1, grades + 1)
     for start in np.unique(offset):  # unused bits add half a unit each: distances start at half their number
         rows, differences = offset == start, bits + 1 - start
@@ -265,7 +229,7 @@ def _at_least(counts: Integers) -> Integers:
     return np.moveaxis(np.cumsum(counts[..., :0:-1], axis=-1)[..., ::-1], -1, -2)
 
 
-def _count_torch(matrices: Matrices, items: Integers, relevant: Integers, workers: _Workers, device: Device) -> None:
+def _count_torch(matrices: Matrices, items: Integers, relevant: Integers, device: Device) -> None:
     device = torch.device("cpu" if device is None else device)
     bins, grades = items.shape[1], relevant.shape[1]
     values = bins * (grades + 1)
@@ -291,7 +255,7 @@ def _as_columns(rows: torch.Tensor, device: torch.device) -> torch.Tensor:
     return rows.to(device, torch.float32).T
 
 
-def _rank_compiled(matrices: Matrices, limit: int, workers: _Workers) -> npt.NDArray[np.float64] | None:
+def _rank_compiled(matrices: Matrices, limit: int) -> npt.NDArray[np.float64] | None:
     """AP in stable order by two counts; None if a row is zero in part, which the bit slices cannot order."""
     from utils.hamming_compiled import rank_blocks  # needs numba, which is optional
 
@@ -299,14 +263,13 @@ def _rank_compiled(matrices: Matrices, limit: int, workers: _Workers) -> npt.NDA
     items = np.zeros((num_queries, 2 * bits + 1), np.int64)
     relevant = np.zeros((num_queries, 1, 2 * bits + 1), np.int64)
     for rows in _chunks(matrices):
-        _count_compiled(matrices.of_items(rows), items, relevant, workers, None)
+        _count_compiled(matrices.of_items(rows), items, relevant, None)
     next_rank = np.cumsum(items, axis=1) - items
     next_found = np.cumsum(relevant[:, 0], axis=1) - relevant[:, 0]
     precisions, found = np.zeros(num_queries), np.zeros(num_queries, np.int64)
-    codes = matrices.query_code.to(torch.int8).contiguous().numpy()
-    starts, labels = _label_lists(matrices.query_labels)
+    codes, starts, labels = _query_lists(matrices)
     for chunk in _chunks(matrices):
-        planes = _Planes(matrices.of_items(chunk), workers)
+        planes = _Planes(matrices.of_items(chunk))
         if len(planes.partial):
             return None
 
@@ -316,11 +279,11 @@ def _rank_compiled(matrices: Matrices, limit: int, workers: _Workers) -> npt.NDA
                 limit, next_rank, next_found, precisions, found,
             )  # fmt: skip
 
-        workers.share(rank, num_queries)
+        _in_threads(rank, num_queries)
     return precisions / np.maximum(found, 1)
 
 
-def _rank_sorted(matrices: Matrices, limit: int, device: Device, workers: _Workers) -> npt.NDArray[np.float64]:
+def _rank_sorted(matrices: Matrices, limit: int, device: Device) -> npt.NDArray[np.float64]:
     """AP in stable order by a stable sort of the distances of each query."""
     device = torch.device("cpu" if device is None else device)
     query_code, database_code, query_labels, database_labels = matrices
@@ -346,7 +309,7 @@ def _rank_sorted(matrices: Matrices, limit: int, device: Device, workers: _Worke
                     counts = torch.arange(1, len(found) + 1, dtype=torch.float64, device=device)
                     result[start + i] = float((counts / ranks[found]).mean())
 
-        workers.map(rank, len(codes), 1)
+        _in_threads(rank, len(codes), size=1)
     return result
 
 

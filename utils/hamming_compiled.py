@@ -39,13 +39,12 @@ def _ones_in(x: Any) -> Any:
 
 @njit(cache=True, nogil=True)
 def pack_planes(values: npt.NDArray, planes: Words, full: Words, empty: Words) -> None:
-    """Turn rows of numbers into bit planes.
+    """Turn rows of numbers into bit planes; the outputs are zero on entry.
 
     Args:
         values: [n, K]; a bit is set where a value is > 0.
-        planes: uint64 [blocks, planes · WORDS], zero on entry, planes ≥ K: written.
-        full: uint64 [blocks, WORDS], zero on entry: bits are set for rows without a zero.
-        empty: uint64 [blocks, WORDS], zero on entry: bits are set for rows of zeros.
+        planes: uint64 [blocks, planes · WORDS], planes ≥ K.
+        full, empty: uint64 [blocks, WORDS]: bits are set for rows without a zero, and for rows of zeros.
     """
     columns = values.shape[1]
     words = np.empty(columns, np.uint64)

@@ -1,6 +1,6 @@
 """Retrieval metrics from histograms over Hamming distance: nothing is sorted, and ties are exact.
 
-Each function takes the number of database items and of relevant items at each distance, nearest first, one row for each
+Each function takes the number of `items` and of `relevant` items at each distance, nearest first, one row for each
 query. Items at the same distance are tied. The metrics are expectations over a uniformly random order of the tied items
 (McSherry & Najork, ECIR 2008; He, Lu & Sclaroff, CVPR 2018).
 """
@@ -54,15 +54,11 @@ def _harmonic(m: Floats) -> Floats:
 
 
 def expected_average_precision(items: Counts, relevant: Counts, topk: int | None = None) -> Floats:
-    """AP@R of each query, expected over the order of tied items.
+    """AP@R of each query, float64 [Q], expected over the order of tied items; 0 without a relevant item.
 
     Args:
-        items: int [Q, B], items at each distance, nearest first.
-        relevant: int [Q, B], relevant items at each distance.
+        items, relevant: int [Q, B].
         topk: R; None, ≤ 0 or more than the database: the whole database.
-
-    Returns:
-        float64 [Q]; 0 for a query without a relevant item in its first R.
 
     Source: the closed form of McSherry & Najork for whole ties; where R falls inside a tie, its mean over the
     hypergeometric distribution of the number of relevant items kept (docs/evaluation.md, "Expected average precision").
@@ -103,9 +99,8 @@ def _expected_at_cut(
     the ratio of neighbouring ones, as far as they matter. This loses no digits; log-gamma of 10⁵ would lose five.
     """
     smallest = np.minimum(np.minimum(kept, items - kept), np.minimum(relevant, items - relevant))
-    reach = (
-        np.ceil(np.sqrt(_TAIL_EXPONENT / 2 * smallest)).astype(np.int64) + 1
-    )  # Hoeffding's bound, with the symmetries of X
+    # Hoeffding's bound, with the symmetries of X.
+    reach = np.ceil(np.sqrt(_TAIL_EXPONENT / 2 * smallest)).astype(np.int64) + 1
     mode = (kept + 1) * (relevant + 1) // (items + 2)
     result = np.empty(len(items))
     order = np.argsort(reach, kind="stable")  # queries of similar reach share a block
@@ -138,15 +133,12 @@ def _expected_at_cut(
 
 
 def expected_within(items: Counts, weights: npt.NDArray, cutoffs: Sequence[int]) -> Floats:
-    """Expected total weight of the first N items of each ranking, for each N.
+    """Expected total weight of the first N items of each ranking, float64 [Q, Ns].
 
     Args:
-        items: int [Q, B], items at each distance, nearest first.
+        items: int [Q, B].
         weights: [Q, B], total weight of the items at each distance, e.g. the number of relevant ones.
         cutoffs: the Ns.
-
-    Returns:
-        float64 [Q, len(cutoffs)].
     """
     before = np.cumsum(items, axis=1) - items
     mean = weights / np.maximum(items, 1)
@@ -154,32 +146,24 @@ def expected_within(items: Counts, weights: npt.NDArray, cutoffs: Sequence[int])
 
 
 def within_radius(items: Counts, relevant: Counts) -> tuple[Floats, Floats, Counts]:
-    """Precision, recall and number of items within each Hamming radius.
+    """Precision, recall and number of items within each Hamming radius 0..K, [Q, K+1]; 0 instead of 0/0.
 
     Args:
-        items: int [Q, 2K+1], items at each distance; bin j is distance j/2.
-        relevant: int [Q, 2K+1], relevant items at each distance.
-
-    Returns:
-        For radius 0..K: precision, float64 [Q, K+1], 0 where no item is within the radius; recall, float64 [Q, K+1],
-        0 for a query without a relevant item; number of items within the radius, int64 [Q, K+1].
+        items, relevant: int [Q, 2K+1]; bin j is distance j/2.
     """
     inside, found = np.cumsum(items, axis=1)[:, ::2], np.cumsum(relevant, axis=1)[:, ::2]
     return found / np.maximum(inside, 1), found / np.maximum(found[:, -1:], 1), inside
 
 
 def expected_ndcg(items: Counts, graded: Counts, cutoffs: Sequence[int]) -> Floats:
-    """NDCG@N of each query, expected over the order of tied items.
+    """NDCG@N of each query, float64 [Q, Ns], expected over the order of tied items; 0 without a relevant item.
 
     The gain of an item that shares g labels with the query is 2^g − 1, the discount of rank i is 1/log₂(1 + i).
 
     Args:
-        items: int [Q, B], items at each distance, nearest first.
+        items: int [Q, B].
         graded: int [Q, G, B]; graded[:, g] counts the items that share more than g labels with the query.
         cutoffs: the Ns.
-
-    Returns:
-        float64 [Q, len(cutoffs)]; 0 for a query without a relevant item.
 
     Source: Järvelin & Kekäläinen, TOIS 2002; ties as in McSherry & Najork, ECIR 2008.
     """

@@ -1,7 +1,6 @@
 """The folder of a run: the names of its files, and the only code that reads them (docs/runs.md).
 
-`training.run_folder` writes them. This module is on the ground floor because training (resume, sweeps), search (models)
-and reports all read run folders.
+`training.run_folder` writes them. Training (resume, sweeps), search (models) and reports all read run folders.
 """
 
 from __future__ import annotations
@@ -23,16 +22,13 @@ ROLES = ("query_code", "database_code", "query_targets", "database_targets")
 DATABASES = ("learned", "learned_filled", "network")
 
 
-# ---- Names of files ----
-
-
 def code_set_name(dataset: str, code_length: int, learned_map: float) -> str:
     """What the names of the four code files of a code length share; the file of a role is `<name>-<role>.t`."""
     return f"{dataset}-{code_length}bits-{learned_map:.4f}"
 
 
 def model_file(folder: Path, code_length: int) -> Path:
-    """The state dict of the trained image network."""
+    """Where the state dict of the trained image network is."""
     return folder / f"model_image-{code_length}bits.pt"
 
 
@@ -56,20 +52,13 @@ def checkpoints(folder: Path, code_length: int | None = None) -> list[tuple[int,
     return [(iteration, path) for bits, iteration, path in keyed if code_length in (None, bits)]
 
 
-# ---- Content ----
-
-
 def is_run(folder: Path) -> bool:
-    """Whether `folder` is the folder of a run: it has a config.json."""
+    """Whether `folder` has a config.json."""
     return (folder / CONFIG).exists()
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """config.json, with the settings under "settings".
-
-    Raises:
-        UserError: it is missing, damaged, or has no settings.
-    """
+    """config.json, with the settings under "settings"; a UserError if there are none."""
     config = read_json(folder / CONFIG, dict)
     if not isinstance(config.get("settings"), dict):
         raise UserError(f"{folder / CONFIG}: holds no settings of a run; name the folder of a run.")
@@ -79,10 +68,8 @@ def read_config(folder: Path) -> dict[str, Any]:
 def read_results(folder: Path) -> list[dict[str, Any]]:
     """The rows of results.json, one for each finished code length; empty where there is no such file.
 
-    Each has row["map"]["network"], and the other `DATABASES` where the method learns database codes.
-
-    Raises:
-        UserError: the file is damaged.
+    Each has row["map"]["network"], and the other `DATABASES` where the method learns database codes. A damaged file is
+    a UserError.
     """
     path = folder / RESULTS
     rows: list[dict[str, Any]] = read_json(path, list) if path.exists() else []
@@ -130,11 +117,7 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """The content of a checkpoint on the CPU: tensors and plain containers only.
-
-    Raises:
-        UserError: the file is damaged or is not a checkpoint.
-    """
+    """The content of a checkpoint on the CPU, tensors and plain containers; a UserError if it is no checkpoint."""
     try:
         state = load_tensors(path, "a checkpoint")
     except UserError as error:
@@ -153,23 +136,15 @@ class Run(NamedTuple):
 
 
 def read_run(folder: Path) -> Run:
-    """Read the folder of a run.
-
-    Raises:
-        UserError: it is not the folder of a run, no code length is finished, or a file is damaged.
-    """
+    """Read the folder of a run; a UserError if no code length is finished or a file is damaged."""
     if not folder.is_dir():
         raise UserError(f"{folder}: there is no such folder; name the folder of a run.")
     settings = read_config(folder)["settings"]
     if not {"method", "dataset", "seed"} <= settings.keys():
         raise UserError(f"{folder / CONFIG}: holds no settings of a run; name the folder of a run.")
-    results = read_results(folder)
-    if not results:
+    if not (results := read_results(folder)):
         raise UserError(f"{folder}: {RESULTS} has no finished code length; wait until the run has finished.")
     return Run(folder, settings, results)
-
-
-# ---- Code files, of a run or of another project ----
 
 
 class CodeSet(NamedTuple):
