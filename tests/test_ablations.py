@@ -11,8 +11,8 @@ import main_tomm
 import run
 from modules import CycleNet, cycle_loss_parts, discrete
 from modules.discrete import discrete_step
-from modules.gcn import GraphHash
 from modules.gcn.layers import normalise_adjacency
+from modules.gcn.models import GraphHash
 from modules.losses import code_loss
 from tests.modules.test_discrete import naive_soft_similarity, naive_step, random_labels
 from tests.small_networks import shrink
