@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 
 from torch import Tensor, nn
-from torchvision.models import resnet18, resnet50, vit_b_16
+from torchvision.models import resnet18, resnet50, squeezenet1_0, vit_b_16
 
 from modules.alexnet import AlexNetHash
 from modules.pretrained import load_weights
 from utils.errors import UserError
 
-BACKBONES = ("alexnet", "resnet18", "resnet50", "vit_b_16")
+BACKBONES = ("alexnet", "resnet18", "resnet50", "vit_b_16", "squeezenet1_0")
+SMALLEST = {"alexnet": 63, "squeezenet1_0": 21}  # pixels; below, the last max pooling would have nothing left
 RESNETS = {"resnet18": resnet18, "resnet50": resnet50}
 
 
@@ -19,16 +20,17 @@ class BackboneHash(nn.Module):
     """Images [N, 3, S, S] → (F_image [N, F], U_image [N, K]); U_image = tanh(Linear F → K).
 
     F_image is what torchvision's network gives to its last layer: the pooled features of a ResNet (512 or 2048 wide),
-    the class token of ViT-B/16 (768). State-dict names are torchvision's behind "backbone.", and `hash_layer`.
+    the class token of ViT-B/16 (768); of SqueezeNet 1.0 it is the 512 channels before the classifier, averaged over the
+    image, without the classifier's dropout. State-dict names are torchvision's behind "backbone.", and `hash_layer`.
 
     Args:
-        backbone: "resnet18", "resnet50" or "vit_b_16".
+        backbone: "resnet18", "resnet50", "vit_b_16" or "squeezenet1_0".
         code_length: K.
         weights: "imagenet", None or a path, as for `AlexNetHash`.
         image_size: S; ViT-B/16 needs a multiple of its patch of 16 pixels, and 224 with the ImageNet weights.
 
     Raises:
-        UserError: the weights cannot be had or do not fit, or the image size does not suit ViT-B/16.
+        UserError: the weights are not available or do not fit, or the image size does not suit ViT-B/16.
     """
 
     def __init__(
@@ -46,6 +48,10 @@ class BackboneHash(nn.Module):
             self.backbone = vit_b_16(weights=None, image_size=image_size)
             self.feature_dim, head = self.backbone.hidden_dim, "heads."
             self.backbone.heads = nn.Identity()
+        elif backbone == "squeezenet1_0":
+            self.backbone = squeezenet1_0(weights=None)
+            self.feature_dim, head = self.backbone.classifier[1].in_channels, "classifier."
+            self.backbone.classifier = nn.AdaptiveAvgPool2d(1)
         else:
             self.backbone = RESNETS[backbone](weights=None)
             self.feature_dim, head = self.backbone.fc.in_features, "fc."
@@ -70,10 +76,12 @@ def image_network(
     """The image network of a name in `BACKBONES`; its attribute `feature_dim` is the width of F_image.
 
     Raises:
-        UserError: an unknown name, or as `AlexNetHash` and `BackboneHash`.
+        UserError: an unknown name, images that are too small for it, or as `AlexNetHash` and `BackboneHash`.
     """
     if backbone not in BACKBONES:
         raise UserError(f"--backbone {backbone}: must be one of {', '.join(BACKBONES)}.")
+    if image_size < SMALLEST.get(backbone, 0):
+        raise UserError(f"--image-size {image_size}: {backbone} needs {SMALLEST[backbone]} or more, such as 224.")
     if weights == "none":
         weights = None
     if backbone == "alexnet":
