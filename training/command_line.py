@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from training.settings import (
+    BASELINES,
     BOTH,
     FREE_TO_CHANGE,
     METHODS,
@@ -147,8 +148,9 @@ def parse_command(arguments: Sequence[str], *, method_name: str) -> Command:
         return Command(resumed_settings(Path(resume), given), Path(resume))
     if cell is not None and is_run(Path(cell)):
         return Command(resumed_settings(Path(cell), given), Path(cell), cell=True)
-    if method_name not in METHODS:
-        raise UserError(f"method_name in run.py is '{method_name}'; it must be one of {', '.join(METHODS)}.")
+    if method_name not in (*METHODS, *BASELINES):
+        names = ", ".join((*METHODS, *BASELINES))
+        raise UserError(f"method_name in run.py is '{method_name}'; it must be one of {names}.")
     given.setdefault("method", method_name)
     methods = METHODS if given["method"] == BOTH else (given["method"],)
     given["method"] = methods[0]
@@ -162,6 +164,13 @@ def parse_command(arguments: Sequence[str], *, method_name: str) -> Command:
     return Command(settings, None if cell is None else Path(cell), cell=cell is not None)
 
 
+TOMM_ONLY = ("fresh_batches", "no_discriminator", "milestones")
+SCHN_ONLY = (
+    *("alpha", "beta", "gamma"),
+    *("latent", "similarity", "adjacency", "update_all_rows", "detach_targets", "no_cycle_terms"),
+)
+
+
 def require_fitting(settings: Settings) -> None:
     """Refuse a setting that the method has no use for.
 
@@ -169,9 +178,14 @@ def require_fitting(settings: Settings) -> None:
         UserError: the message names the flag.
     """
     preset = Settings.for_dataset(settings.dataset)
-    for field in ("fresh_batches", "no_discriminator", "milestones"):
-        if settings.method == "main_mmasia" and getattr(settings, field) != getattr(preset, field):
-            raise UserError(f"{flag_of(field)}: main_mmasia has nothing that it changes; it is a flag of main_tomm.")
+    unused = {} if settings.method == "main_tomm" else dict.fromkeys(TOMM_ONLY, "main_tomm")
+    if settings.method in BASELINES:
+        unused |= dict.fromkeys(SCHN_ONLY, "main_mmasia and main_tomm")
+    for field, owner in unused.items():
+        if getattr(settings, field) != getattr(preset, field):
+            raise UserError(
+                f"{flag_of(field)}: {settings.method} has nothing that it changes; it is a flag of {owner}."
+            )
 
 
 def resumed_settings(folder: Path, given: dict[str, Any]) -> Settings:

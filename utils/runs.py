@@ -19,15 +19,16 @@ from utils.files import load_tensors, read_json
 
 CONFIG, METRICS, RESULTS, FAILURE = "config.json", "metrics.jsonl", "results.json", "failed.json"
 ROLES = ("query_code", "database_code", "query_targets", "database_targets")
-DATABASES = ("learned", "learned_filled", "network")  # the three database codes that results.json evaluates
+# The database codes that results.json evaluates; a method without learned codes has only the last.
+DATABASES = ("learned", "learned_filled", "network")
 
 
 # ---- Names of files ----
 
 
-def code_set_name(dataset: str, code_length: int, learned_map: float) -> str:
+def code_set_name(dataset: str, code_length: int, database_map: float) -> str:
     """What the names of the four code files of a code length share; the file of a role is `<name>-<role>.t`."""
-    return f"{dataset}-{code_length}bits-{learned_map:.4f}"
+    return f"{dataset}-{code_length}bits-{database_map:.4f}"
 
 
 def model_file(folder: Path, code_length: int) -> Path:
@@ -85,7 +86,8 @@ def read_results(folder: Path) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = read_json(path, list) if path.exists() else []
     for row in rows:
         try:
-            int(row["code_length"]), int(row["topk"]), [row["map"][kind]["expected"] + 0 for kind in DATABASES]
+            kinds = DATABASES if "learned" in row["map"] else DATABASES[-1:]
+            int(row["code_length"]), int(row["topk"]), [row["map"][kind]["expected"] + 0 for kind in kinds]
         except (KeyError, TypeError, ValueError):
             raise UserError(f"{path}: not the results of a run; restore the file.") from None
     return rows
