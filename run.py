@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import main_mmasia
 import main_tomm
+from baselines import adsh, symmetric
 from reports.figures import run_figures
 from training.command_line import Command, parse_command
 from training.preflight import preflight
@@ -21,10 +22,16 @@ from utils.errors import UserError
 from utils.interrupt import Interrupted
 from utils.log import configure_logging, log
 
-# The method that trains when --method is not given: "main_mmasia" (MM Asia 2021) or "main_tomm" (TOMM 2022).
+# The method that trains when --method is not given: "main_mmasia" (MM Asia 2021), "main_tomm" (TOMM 2022), or one of
+# the baselines "adsh", "dpsh", "hashnet", "csq", "greedyhash", "orthohash".
 method_name = "main_mmasia"
 
-TRAIN = {"main_mmasia": main_mmasia.train, "main_tomm": main_tomm.train}
+TRAIN = {
+    "main_mmasia": main_mmasia.train,
+    "main_tomm": main_tomm.train,
+    "adsh": adsh.train,
+    **dict.fromkeys(symmetric.METHODS, symmetric.train),
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -11,16 +11,18 @@ from modules.alexnet import AlexNetHash
 from modules.pretrained import load_weights
 from utils.errors import UserError
 
-BACKBONES = ("alexnet", "resnet18", "resnet50", "vit_b_16")
+BACKBONES = ("alexnet", "resnet18", "resnet50", "vit_b_16", "squeezenet1_0")
+SMALLEST = {"alexnet": 63, "squeezenet1_0": 21}  # pixels; below, the last max pooling would have nothing left
 
 
 class BackboneHash(nn.Module):
     """Images [N, 3, S, S] → (F_image [N, F], U_image [N, K]); U_image = tanh(Linear F → K).
 
     F_image is the input of the last layer of torchvision's network: the pooled features of a ResNet (F = 512 or 2048),
-    the class token of ViT-B/16 (F = 768). State-dict names are "backbone." + torchvision's names, and `hash_layer`.
-    `weights`: as for `AlexNetHash`. ViT-B/16 needs an `image_size` S that is a multiple of its patch size 16, and 224
-    with the ImageNet weights.
+    the class token of ViT-B/16 (F = 768); of SqueezeNet 1.0 the 512 channels before the classifier, averaged over the
+    image, without dropout. State-dict names are "backbone." + torchvision's names, and `hash_layer`. `weights`: as for
+    `AlexNetHash`. ViT-B/16 needs an `image_size` S that is a multiple of its patch size 16, and 224 with the ImageNet
+    weights.
 
     Raises:
         UserError: the weights cannot be downloaded or read, or do not fit, or ViT-B/16 cannot use the image size.
@@ -36,6 +38,10 @@ class BackboneHash(nn.Module):
             self.backbone = get_model(backbone, weights=None, image_size=image_size)
             self.feature_dim, head = self.backbone.hidden_dim, "heads."
             self.backbone.heads = nn.Identity()
+        elif backbone == "squeezenet1_0":
+            self.backbone = get_model(backbone, weights=None)
+            self.feature_dim, head = self.backbone.classifier[1].in_channels, "classifier."
+            self.backbone.classifier = nn.AdaptiveAvgPool2d(1)
         else:
             self.backbone = get_model(backbone, weights=None)
             self.feature_dim, head = self.backbone.fc.in_features, "fc."
@@ -60,10 +66,12 @@ def image_network(
     """The network with a name in `BACKBONES`; `feature_dim` is the width of F_image. `weights` "none" means None.
 
     Raises:
-        UserError: an unknown name, or as `AlexNetHash` and `BackboneHash`.
+        UserError: an unknown name, images that are too small for it, or as `AlexNetHash` and `BackboneHash`.
     """
     if backbone not in BACKBONES:
         raise UserError(f"--backbone {backbone}: unknown; use one of {', '.join(BACKBONES)}.")
+    if image_size < SMALLEST.get(backbone, 0):
+        raise UserError(f"--image-size {image_size}: {backbone} needs {SMALLEST[backbone]} or more, such as 224.")
     if weights == "none":
         weights = None
     if backbone == "alexnet":

@@ -29,7 +29,7 @@ class Checkpoint:
     state of torch's generators, from which dropout draws. Every other draw depends on seed and iteration alone.
     """
 
-    def __init__(self, run: RunFolder, code_length: int, codes: Tensor, **parts: Stateful) -> None:
+    def __init__(self, run: RunFolder, code_length: int, codes: Tensor | None, **parts: Stateful) -> None:
         self.run, self.code_length, self.codes, self.parts = run, code_length, codes, parts
 
     def save(self, iteration: int) -> None:
@@ -50,10 +50,10 @@ class Checkpoint:
         state = {
             "code_length": self.code_length,
             "iteration": done,
-            "codes": self.codes.to(torch.int8),  # ±1 and 0: exact
+            "codes": None if self.codes is None else self.codes.to(torch.int8),  # ±1 and 0: exact
             "parts": {name: part.state_dict() for name, part in self.parts.items()},
             "generator": distributed.of_all(torch.get_rng_state()),
-            "generators_cuda": distributed.of_all(_cuda_generator(self.codes.device)),
+            "generators_cuda": distributed.of_all(_cuda_generator(self.run.device)),
         }
         self.run.save_checkpoint(self.code_length, done, state)
 
@@ -72,7 +72,8 @@ class Checkpoint:
         try:
             for name, part in self.parts.items():
                 part.load_state_dict(state["parts"][name])
-            self.codes.copy_(state["codes"])
+            if self.codes is not None:
+                self.codes.copy_(state["codes"])
         except (KeyError, RuntimeError, ValueError) as error:
             raise UserError(
                 f"{path}: does not fit this run ({error}); remove it to resume from an earlier checkpoint."
@@ -84,8 +85,8 @@ class Checkpoint:
             )
         torch.set_rng_state(state["generator"][distributed.rank()])
         cuda = state["generators_cuda"][distributed.rank()]
-        if self.codes.is_cuda and len(cuda):
-            torch.cuda.set_rng_state(cuda, self.codes.device)
+        if self.run.device.type == "cuda" and len(cuda):
+            torch.cuda.set_rng_state(cuda, self.run.device)
         self.run.forget_metrics(self.code_length, state["iteration"])
         return state["iteration"]
 

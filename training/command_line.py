@@ -9,7 +9,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from training.settings import BOTH, FREE_TO_CHANGE, METHODS, SEED, Settings, flag_of, name, numbers, one_of, shown
+from training.settings import (
+    BASELINES,
+    BOTH,
+    FREE_TO_CHANGE,
+    METHODS,
+    SEED,
+    Settings,
+    flag_of,
+    name,
+    numbers,
+    one_of,
+    shown,
+)
 from utils.command import Parser
 from utils.errors import UserError
 from utils.runs import is_run, read_config
@@ -113,8 +125,9 @@ def parse_command(arguments: Sequence[str], *, method_name: str) -> Command:
         return Command(resumed_settings(Path(resume), given), Path(resume))
     if cell is not None and is_run(Path(cell)):
         return Command(resumed_settings(Path(cell), given), Path(cell), cell=True)
-    if method_name not in METHODS:
-        raise UserError(f"method_name in run.py is '{method_name}'; it must be one of {', '.join(METHODS)}.")
+    if method_name not in (*METHODS, *BASELINES):
+        names = ", ".join((*METHODS, *BASELINES))
+        raise UserError(f"method_name in run.py is '{method_name}'; it must be one of {names}.")
     given.setdefault("method", method_name)
     methods = METHODS if given["method"] == BOTH else (given["method"],)
     given["method"] = methods[0]
@@ -128,12 +141,24 @@ def parse_command(arguments: Sequence[str], *, method_name: str) -> Command:
     return Command(settings, None if cell is None else Path(cell), cell=cell is not None)
 
 
+TOMM_ONLY = ("fresh_batches", "no_discriminator", "milestones")
+SCHN_ONLY = (
+    *("alpha", "beta", "gamma"),
+    *("latent", "similarity", "adjacency", "update_all_rows", "detach_targets", "no_cycle_terms"),
+)
+
+
 def require_fitting(settings: Settings) -> None:
     """UserError where the method has no use for a setting."""
     preset = Settings.for_dataset(settings.dataset)
-    for field in ("fresh_batches", "no_discriminator", "milestones"):
-        if settings.method == "main_mmasia" and getattr(settings, field) != getattr(preset, field):
-            raise UserError(f"{flag_of(field)}: main_mmasia has nothing that it changes; it is a flag of main_tomm.")
+    unused = {} if settings.method == "main_tomm" else dict.fromkeys(TOMM_ONLY, "main_tomm")
+    if settings.method in BASELINES:
+        unused |= dict.fromkeys(SCHN_ONLY, "main_mmasia and main_tomm")
+    for field, owner in unused.items():
+        if getattr(settings, field) != getattr(preset, field):
+            raise UserError(
+                f"{flag_of(field)}: {settings.method} has nothing that it changes; it is a flag of {owner}."
+            )
 
 
 def resumed_settings(folder: Path, given: dict[str, Any]) -> Settings:

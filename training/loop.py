@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from torch import Tensor, nn
@@ -24,13 +24,20 @@ class Loop:
         run: the run's folder; created here.
         code_length: K.
         split: queries and database.
-        codes: B [n_database, K], on the device; restored in place from a checkpoint.
+        codes: B [n_database, K], on the device; restored in place from a checkpoint. None: the method learns no
+            database codes, and the network encodes the database.
         model_image: the image network.
         parts: the other networks, the optimisers and the schedules by name; what a checkpoint saves.
     """
 
     def __init__(
-        self, run: RunFolder, code_length: int, split: Split, codes: Tensor, model_image: nn.Module, **parts: Stateful
+        self,
+        run: RunFolder,
+        code_length: int,
+        split: Split,
+        codes: Tensor | None,
+        model_image: nn.Module,
+        **parts: Stateful,
     ) -> None:
         run.open()
         self.run, self.settings, self.database, self.codes = run, run.settings, split.database, codes
@@ -73,16 +80,29 @@ class Loop:
         """After each pass; UserError where a loss is not finite."""
         self.losses = self.progress.end_pass(iteration, epoch)
 
-    def end_iteration(self, iteration: int, sample: Tensor) -> None:
+    def end_iteration(self, iteration: int, sample: Tensor, sample_codes: Tensor | None = None) -> None:
         """After the discrete step: write the row of the iteration, evaluate and save where it is due.
+
+        Args:
+            iteration: from 0.
+            sample: Ω.
+            sample_codes: where there is no B: the network's codes of the sample in ±1 [n, K].
 
         Raises:
             UserError: a file cannot be written.
             Interrupted: a signal has asked the run to stop.
         """
-        self.recorder.iteration(iteration, self.codes, sample, self.losses)
+        if self.codes is not None:
+            sample_codes = self.codes[sample]
+        assert sample_codes is not None
+        self.recorder.iteration(iteration, self.codes, sample_codes, self.losses)
         self.checkpoint.save(iteration)
 
-    def finish(self) -> dict[str, Any]:
-        """Evaluate and write the results; returns the row of results.json."""
-        return self.recorder.finish(self.codes)
+    def finish(self, simplify: Callable[[], None] | None = None) -> dict[str, Any]:
+        """Evaluate and write the results; returns the row of results.json.
+
+        Args:
+            simplify: brings model_image into the form that `image_network` gives, without changing its codes; called
+                before the evaluation.
+        """
+        return self.recorder.finish(self.codes, simplify)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -40,54 +41,52 @@ class Recorder:
         for name, value in state.items():
             setattr(self, name, value)
 
-    def iteration(self, iteration: int, codes: Tensor, sample: Tensor, losses: dict[str, float]) -> None:
+    def iteration(self, iteration: int, codes: Tensor | None, sample_codes: Tensor, losses: dict[str, float]) -> None:
         """Write the row of a finished iteration; every `eval_iter` iterations and at the end with the mAP.
 
-        `iteration` counts from 0, the row from 1. `codes` is B [n_database, K], `sample` is Ω, and `losses` are the
-        means of the last pass.
+        `iteration` counts from 0, the row from 1. `codes` is B [n_database, K], or None where the network encodes the
+        database; `sample_codes` [n, K] are those of the drawn rows; `losses` are the means of the last pass.
         """
         done = iteration + 1
         query_code = None
-        row = {"code_length": self.code_length, "iteration": done, "loss": losses, **code_statistics(codes[sample])}
+        row = {"code_length": self.code_length, "iteration": done, "loss": losses, **code_statistics(sample_codes)}
         if done % self.settings.eval_iter == 0 or done == self.settings.max_iter:
             query_code = self._encode(self.split.query)
-            row |= self._evaluate(done, query_code, codes)
+            kind = "network" if codes is None else "learned"
+            codes = self._encode(self.split.database) if codes is None else codes
+            row |= self._evaluate(done, query_code, codes, kind)
         row["seconds"] = round(self._lap(), 3)
         self.run.log(row)
         if self.settings.tensorboard and self.run.writes:
             self._show(row, query_code, codes)
 
-    def finish(self, codes: Tensor) -> dict[str, Any]:
+    def finish(self, codes: Tensor | None, simplify: Callable[[], None] | None = None) -> dict[str, Any]:
         """Evaluate the trained model and write the four code files, the model and the row of results.json.
 
-        Three database codes are evaluated, each with both rules for ties. learned: the codes as released, rows never
-        drawn are 0; learned_filled: those rows encoded by the network; network: the whole database encoded by the
-        network, the metric for unseen images. They are those of the last iteration; with --validate those of the
-        selected iteration. `codes` is B [n_database, K].
+        The codes of `database_codes` are evaluated, each with both rules for ties. They are those of the last
+        iteration; with --validate those of the selected iteration. The file database_code has the first of them.
+        `codes` is B [n_database, K] or None; `simplify` is called before the evaluation (`Loop.finish`).
         """
         validated = self.split.validation is not None
         if validated:
             self.model_image.load_state_dict(self.selected_state["model_image"])
-            codes = self.selected_state["codes"]
+            codes = None if codes is None else self.selected_state["codes"]
+        if simplify is not None:
+            simplify()
         query_code, network_code = self._encode(self.split.query), self._encode(self.split.database)
-        learned = codes.cpu().float()
-        never_drawn = (learned == 0).all(dim=1, keepdim=True)  # [n_database, 1]
-        databases = {
-            "learned": learned,
-            "learned_filled": torch.where(never_drawn, network_code, learned),
-            "network": network_code,
-        }
+        databases = database_codes(codes, network_code)
+        written = next(iter(databases))
         metrics = {
             kind: {ties: self._map(query_code, self.split.query.labels, code, ties) for ties in ("expected", "stable")}
             for kind, code in databases.items()
         }
         tensors = {
             "query_code": query_code,
-            "database_code": learned,
+            "database_code": databases[written],
             "query_targets": self.split.query.labels,
             "database_targets": self.split.database.labels,
         }
-        self.run.save_codes(self.code_length, metrics["learned"]["expected"], tensors)
+        self.run.save_codes(self.code_length, metrics[written]["expected"], tensors)
         self.run.save_model(self.code_length, self.model_image.state_dict())
         if self.board is not None:
             self.board.close()
@@ -102,7 +101,7 @@ class Recorder:
             "map": metrics,
             "best": self.best,
             "topk": self.settings.topk,
-            "never_drawn": int(never_drawn.sum()),
+            "never_drawn": int((databases[written] == 0).all(dim=1).sum()),
             "queries_without_relevant": without_relevant(self.split.query.labels, self.split.database.labels),
         }
         if validated:
@@ -110,11 +109,11 @@ class Recorder:
         self.run.add_result(row)
         return row
 
-    def _evaluate(self, done: int, query_code: Tensor, codes: Tensor) -> dict[str, float]:
+    def _evaluate(self, done: int, query_code: Tensor, codes: Tensor, kind: str) -> dict[str, float]:
         metrics = {"map": self._map(query_code, self.split.query.labels, codes)}
         if metrics["map"] > self.best["expected"]:
             self.best = {"iteration": done, "expected": metrics["map"]}
-        log.info("%d bits, iteration %d: mAP of the learned codes %.4f", self.code_length, done, metrics["map"])
+        log.info("%d bits, iteration %d: mAP of the %s codes %.4f", self.code_length, done, kind, metrics["map"])
         if self.split.validation is not None:
             validation_code = self._encode(self.split.validation)
             metrics["validation_map"] = self._map(validation_code, self.split.validation.labels, codes)
@@ -124,11 +123,11 @@ class Recorder:
                 self.selected_state = {"model_image": state, "codes": codes.to("cpu", torch.int8)}
         return metrics
 
-    def _show(self, row: dict[str, Any], query_code: Tensor | None, codes: Tensor) -> None:
+    def _show(self, row: dict[str, Any], query_code: Tensor | None, codes: Tensor | None) -> None:
         if self.board is None:
             self.board = TensorBoard(self.run.path, self.code_length, row["iteration"] - 1)
         self.board.iteration(row)
-        if query_code is not None:  # an evaluation
+        if query_code is not None and codes is not None:  # an evaluation
             self.board.gallery(gallery_pixels(gallery_of(self.split, query_code, codes.cpu())), row["iteration"])
         self.clock = time.perf_counter()  # the time for pictures is not training time
 
@@ -151,6 +150,27 @@ class Recorder:
         lap, self.clock = now - self.clock, now
         self.seconds += lap
         return lap
+
+
+def database_codes(codes: Tensor | None, network_code: Tensor) -> dict[str, Tensor]:
+    """The database codes that are evaluated, by name, [n_database, K] float32 on the CPU.
+
+    "learned": B as released, where rows never drawn are 0; "learned_filled": those rows encoded by the network;
+    "network": the whole database encoded by the network, the metric for unseen images. Without B only "network".
+
+    Args:
+        codes: B [n_database, K]; None: the method learns no database codes.
+        network_code: sign of the network's output [n_database, K], on the CPU.
+    """
+    if codes is None:
+        return {"network": network_code}
+    learned = codes.cpu().float()
+    never_drawn = (learned == 0).all(dim=1, keepdim=True)  # [n_database, 1]
+    return {
+        "learned": learned,
+        "learned_filled": torch.where(never_drawn, network_code, learned),
+        "network": network_code,
+    }
 
 
 def without_relevant(query_labels: Tensor, database_labels: Tensor) -> int:

@@ -142,9 +142,9 @@ class RunFolder:
         if self.writes:
             write_json(self.path / RESULTS, self.results)
 
-    def save_codes(self, code_length: int, learned_map: float, codes: dict[str, Tensor]) -> None:
+    def save_codes(self, code_length: int, database_map: float, codes: dict[str, Tensor]) -> None:
         """Write query_code [Q, K], database_code [D, K], query_targets [Q, C], database_targets [D, C]."""
-        name = code_set_name(self.settings.dataset, code_length, learned_map)
+        name = code_set_name(self.settings.dataset, code_length, database_map)
         for role in ROLES:
             self._save(self.path / f"{name}-{role}.t", codes[role].cpu())
 

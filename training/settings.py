@@ -20,7 +20,8 @@ from utils.command import bounded
 from utils.errors import UserError
 
 METHODS = ("main_mmasia", "main_tomm")
-BOTH = "both"  # a value of --method: a sweep over all METHODS
+BASELINES = ("adsh", "dpsh", "hashnet", "csq", "greedyhash", "orthohash")  # other methods on the same harness
+BOTH = "both"  # a value of --method: a sweep over METHODS, without the baselines
 OWN_IMAGES = ("folder", "lists")  # the datasets that consist of whatever is in --root
 
 COUNT, COUNT_OR_ZERO, SEED = bounded(int, 1), bounded(int, 0), bounded(int, 0, 2**63 - 1)
@@ -68,7 +69,7 @@ def option(default: Any, parse: Callable[[str], Any] | Sequence[str] | None, hel
 class Settings:
     """Every option of a run. `Settings.for_dataset` fills in the preset of a dataset."""
 
-    method: str = option("main_mmasia", (*METHODS, BOTH), "method to train; both: a sweep", "What to run")
+    method: str = option("main_mmasia", (*METHODS, *BASELINES, BOTH), "method to train; both: a sweep", "What to run")
     dataset: str = option("digits", name, "dataset; see docs/datasets.md", "What to run")
     root: str = option("dataset", name, "folder of the datasets", "What to run")
     code_length: tuple[int, ...] = option(

@@ -22,9 +22,9 @@ ROLES = ("query_code", "database_code", "query_targets", "database_targets")
 DATABASES = ("learned", "learned_filled", "network")
 
 
-def code_set_name(dataset: str, code_length: int, learned_map: float) -> str:
+def code_set_name(dataset: str, code_length: int, database_map: float) -> str:
     """What the names of the four code files of a code length share; the file of a role is `<name>-<role>.t`."""
-    return f"{dataset}-{code_length}bits-{learned_map:.4f}"
+    return f"{dataset}-{code_length}bits-{database_map:.4f}"
 
 
 def model_file(folder: Path, code_length: int) -> Path:

@@ -10,7 +10,7 @@ from modules import CycleNet, image_network
 from tests.small_networks import constructors
 from utils.errors import UserError
 
-WIDTHS = {"alexnet": 4096, "resnet18": 512, "resnet50": 2048, "vit_b_16": 768}
+WIDTHS = {"alexnet": 4096, "resnet18": 512, "resnet50": 2048, "vit_b_16": 768, "squeezenet1_0": 512}
 LAST = {"resnet18": "fc", "resnet50": "fc", "vit_b_16": "heads"}
 
 
@@ -23,17 +23,21 @@ def test_each_backbone_gives_features_and_codes(backbone):
     assert network.feature_dim == WIDTHS[backbone]
 
 
-@pytest.mark.parametrize("backbone", ["resnet18", "vit_b_16"])
+@pytest.mark.parametrize("backbone", ["resnet18", "vit_b_16", "squeezenet1_0"])
 def test_features_are_what_torchvision_gives_its_last_layer(backbone, tmp_path, monkeypatch):
     torch.manual_seed(0)
     options = {"image_size": 32} if backbone == "vit_b_16" else {}
     reference = get_model(backbone, weights=None, **options).eval()
     torch.save(reference.state_dict(), tmp_path / "weights.pt")
     network = image_network(backbone, 8, weights=tmp_path / "weights.pt", image_size=32).eval()
-    setattr(reference, LAST[backbone], torch.nn.Identity())
     images = torch.randn(2, 3, 32, 32)
     features, code = network(images)
-    torch.testing.assert_close(features, reference(images))
+    if backbone == "squeezenet1_0":  # its last layer is a convolution: the features are averaged before it
+        expected = reference.features(images).mean(dim=(2, 3))
+    else:
+        setattr(reference, LAST[backbone], torch.nn.Identity())
+        expected = reference(images)
+    torch.testing.assert_close(features, expected)
     torch.testing.assert_close(code, torch.tanh(network.hash_layer[0](features)))
 
     torch.save(network.state_dict(), tmp_path / "model_image.pt")
@@ -54,11 +58,25 @@ def test_weights_of_another_backbone_are_refused(tmp_path):
         image_network("resnet50", 8, weights=tmp_path / "weights.pt")
 
 
+def test_squeezenet_has_no_dropout():
+    network = image_network("squeezenet1_0", 8, weights=None, image_size=32).train()
+    images = torch.randn(2, 3, 32, 32)
+    features, code = network(images)
+    assert torch.equal(network(images)[1], code) and torch.isfinite(features).all() and (features >= 0).all()
+    assert not any(isinstance(module, torch.nn.Dropout) for module in network.modules())
+
+
 def test_unknown_backbones_and_image_sizes_are_refused(tmp_path, capsys):
     with pytest.raises(UserError, match="--backbone vgg: unknown; use one of alexnet, resnet18, resnet50, vit_b_16"):
         image_network("vgg", 8)
     with pytest.raises(UserError, match="--image-size 100: vit_b_16 needs a multiple of 16"):
         image_network("vit_b_16", 8, weights=None, image_size=100)
+    for backbone, smallest in (("alexnet", 63), ("squeezenet1_0", 21)):
+        with pytest.raises(UserError, match=f"--image-size {smallest - 1}: {backbone} needs {smallest} or more"):
+            image_network(backbone, 8, weights=None, image_size=smallest - 1)
+        with torch.device("meta"):
+            network = image_network(backbone, 8, weights=None, image_size=smallest)
+            assert network(torch.empty(2, 3, smallest, smallest))[1].shape == (2, 8)
     assert run.main(["--backbone", "resnet19", "--logs", str(tmp_path)]) == 2
     assert "did you mean resnet18" in capsys.readouterr().err
 

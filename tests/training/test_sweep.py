@@ -277,7 +277,7 @@ REFUSALS = [
     (["--sweep", "a/b"], r"--sweep: 'a/b' is not the plain name of a folder"),
     (["--sweep", ".."], r"--sweep"),
     (["--dry-run"], r"--dry-run lists the cells of a sweep; add --seeds"),
-    (["--method", "bot", "--seeds", "1"], r"none of main_mmasia, main_tomm, both; did you mean both"),
+    (["--method", "bot", "--seeds", "1"], r"none of main_mmasia, main_tomm, .*both; did you mean both"),
     (["--resume", "somewhere", "--seeds", "1"], r"--resume somewhere: this is one run"),
     (["--resume", "somewhere", "--method", "both"], r"--resume somewhere: this is one run"),
     (["--resume", "somewhere", "--sweep", "a"], r"--resume somewhere: this is one run"),
