@@ -205,7 +205,6 @@ def _neighbour(gallery: Gallery, row: int, column: int) -> tuple[str, str, str]:
 @house_style()
 def _figure(gallery: Gallery) -> Figure:
     figure = Figure()
-    FigureCanvasAgg(figure)
     figure.set_size_inches(draw_gallery(figure.add_axes((0, 0, 1, 1)), gallery))
     return figure
 

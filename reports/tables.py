@@ -91,7 +91,7 @@ def read_csv(path: Path, fields: Sequence[str] = FIELDS) -> pd.DataFrame:
         if field not in rows:
             raise UserError(f"{path}: has no column '{field}'; name a folder, or a CSV that this command wrote.")
     for number, row in enumerate(rows.to_dict("records"), 1):
-        if rows.loc[number - 1].isna().any():
+        if any(map(pd.isna, row.values())):
             raise UserError(f"{path}: row {number} is damaged (fewer cells than the header); restore the file.")
         try:
             for field in NUMBERS:
@@ -132,8 +132,8 @@ def collect(sources: Sequence[Path]) -> pd.DataFrame:
 def as_runs(rows: pd.DataFrame) -> pd.DataFrame:
     """The rows with numbers in `COUNTS`, `MAPS` and seconds (an empty cell is NaN), and with two names.
 
-    "flags" is the method with the flags that give it, as in "main_tomm --lr 0.001". "variant" is unique: a CSV from
-    before the column `settings` does not say what differed; there, it has iterations and topk as well.
+    "flags" is the method with the flags that give it, as in "main_tomm --lr 0.001". "variant" adds iterations and topk
+    where nothing else tells variants apart, as in a CSV from before the column `settings`.
     """
     runs = rows.copy()
     for field in (*COUNTS, *MAPS, "seconds"):
