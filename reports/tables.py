@@ -46,9 +46,8 @@ def gather(folder: Path) -> pd.DataFrame:
         try:
             rows += [_row(result, config) for result in read_results(path.parent)]
         except (KeyError, TypeError, ValueError) as error:
-            raise UserError(
-                f"{path}: not the results of a run ({type(error).__name__}: {error}); restore the file."
-            ) from error
+            reason = f"{type(error).__name__}: {error}"
+            raise UserError(f"{path}: not the results of a run ({reason}); restore the file.") from error
     return pd.DataFrame(rows, columns=FIELDS, dtype=str)
 
 
@@ -121,9 +120,8 @@ def collect(sources: Sequence[Path]) -> pd.DataFrame:
                 print(f"{COMMAND}: {path.parent}: this run has failed; the tables leave it out.", file=sys.stderr)
     rows = pd.concat(found).drop_duplicates()
     if rows.empty:
-        raise UserError(
-            f"{', '.join(map(str, sources))}: there is no finished run; wait for one or name other folders."
-        )
+        names = ", ".join(map(str, sources))
+        raise UserError(f"{names}: there is no finished run; wait for one or name other folders.")
     keys = ["dataset", "method", "settings", "code_length", "seed"]
     rows = rows.sort_values(keys, key=lambda cells: pd.to_numeric(cells) if cells.name in COUNTS else cells)
     return rows.reset_index(drop=True)
