@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import multiprocessing
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -40,18 +40,18 @@ def in_turn(works: Mapping[str, Callable[[], T]], rounds: int, warm_up: int) -> 
     return found
 
 
-@contextmanager
+@contextlib.contextmanager
 def worker(name: str, target: Callable[..., None], *arguments: Any) -> Iterator[Callable[[Any], Any]]:
-    """Run `target(connection, *arguments)`, which never returns, in a process of its own.
+    """Run `target(connection, *arguments)` in a process of its own; it answers messages until the connection closes.
 
-    Yields a function that sends a message to the process and returns its answer.
+    Yields a function that sends a message and returns the answer.
 
     Raises:
         UserError: the process has ended, for example for lack of memory.
     """
     context = multiprocessing.get_context("spawn")
     connection, theirs = context.Pipe()
-    process = context.Process(target=target, args=(theirs, *arguments), daemon=True)
+    process = context.Process(target=serve, args=(target, theirs, *arguments), daemon=True)
     process.start()
     theirs.close()
 
@@ -67,8 +67,14 @@ def worker(name: str, target: Callable[..., None], *arguments: Any) -> Iterator[
     try:
         yield ask
     finally:
-        process.terminate()
+        connection.close()
         process.join()
+
+
+def serve(target: Callable[..., None], *arguments: Any) -> None:
+    """The process of a worker."""
+    with contextlib.suppress(EOFError, BrokenPipeError):  # the connection is closed
+        target(*arguments)
 
 
 def memory(field: str) -> int:

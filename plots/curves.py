@@ -160,7 +160,7 @@ def draw_map(axes: Axes, rows: Rows, codes: str = "learned codes") -> None:
 
 
 def draw_bit_balance(axes: Axes, rows: Rows) -> None:
-    """The mean of each bit over the drawn rows, one thin line for each bit, and the mean of their absolute values."""
+    """The mean of each bit over the drawn rows, a thin line for each bit, and the mean of their absolute values."""
     iterations = [row["iteration"] for row in rows]
     means = _stacked("bit_mean", [row["bit_mean"] for row in rows])  # [iterations, K]
     for bit in range(means.shape[1]):

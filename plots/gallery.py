@@ -153,16 +153,14 @@ def draw_gallery(axes: Axes, gallery: Gallery) -> tuple[float, float]:
     left = [_MARGIN + _IMAGE + _QUERY_GAP + _PITCH_X * column for column in range(num_neighbours)]
 
     def cell(image: np.ndarray, x: float, y: float, gid: str, text: str, colour: str, line: str) -> None:
-        axes.imshow(
-            image.transpose(1, 2, 0), extent=(x, x + _IMAGE, y + _IMAGE, y), interpolation="antialiased", zorder=1
-        )
+        extent = (x, x + _IMAGE, y + _IMAGE, y)
+        axes.imshow(image.transpose(1, 2, 0), extent=extent, interpolation="antialiased", zorder=1)
         frame = Rectangle((x, y), _IMAGE, _IMAGE, fill=False, edgecolor=colour, linestyle=line, linewidth=1.5, gid=gid)
         axes.add_patch(frame)
         for number, words in enumerate(text.splitlines(), 1):
-            baseline = y + _IMAGE + 0.02 + _TEXT_LINE * number
-            axes.text(
-                x + _IMAGE / 2, baseline, words, ha="center", va="baseline", fontsize=_FONT, gid=gid, parse_math=False
-            )  # a class may be called $
+            place = x + _IMAGE / 2, y + _IMAGE + 0.02 + _TEXT_LINE * number
+            # A class may be called $.
+            axes.text(*place, words, ha="center", va="baseline", fontsize=_FONT, gid=gid, parse_math=False)
 
     if gallery.texts is None:
         caption = CAPTION.format("the labels that it shares" if gallery.multi_label else "its class", MARKS)
@@ -205,7 +203,6 @@ def _neighbour(gallery: Gallery, row: int, column: int) -> tuple[str, str, str]:
 @house_style()
 def _figure(gallery: Gallery) -> Figure:
     figure = Figure()
-    FigureCanvasAgg(figure)
     figure.set_size_inches(draw_gallery(figure.add_axes((0, 0, 1, 1)), gallery))
     return figure
 

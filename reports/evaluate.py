@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tabulate import tabulate
 
 from plots.curves import cutoff_figure, precision_recall_figure
 from utils.command import Parser, bounded, run_command
@@ -19,8 +20,14 @@ from utils.runs import CodeSet, find_code_sets, load_code_set, read_results
 COMMAND = "python -m reports evaluate"
 DESCRIPTION = "Evaluate saved codes: of a run, or of another project."
 
-# The metrics of the printed table: the title and the keys of the report. A row without any value is left out.
-_METRICS: tuple[tuple[str, tuple[str | int, ...]], ...] = (
+# The rows of the printed table: the title and the keys of the report. A row without any value is left out.
+_ROWS: tuple[tuple[str, tuple[str | int, ...]], ...] = (
+    ("code length", ("code_length",)),
+    ("queries", ("queries",)),
+    ("  without a relevant item", ("queries_without_relevant",)),
+    ("database", ("database",)),
+    ("  never encoded (all zero)", ("zero_rows",)),
+    ("R", ("topk",)),
     ("mAP@R, expected over ties", ("map", "expected")),
     ("mAP@R, ties in database order", ("map", "stable")),
     ("  database as given", ("order_sensitivity", "given")),
@@ -91,30 +98,22 @@ def evaluate_set(
 
 def table(reports: Sequence[Mapping[str, Any]]) -> str:
     """A table to print: a column for each report of `evaluate_set`, a line for each metric."""
-    lines = [
-        ("code length", [str(report["code_length"]) for report in reports]),
-        ("queries", [f"{report['queries']:,}" for report in reports]),
-        ("  without a relevant item", [f"{report['queries_without_relevant']:,}" for report in reports]),
-        ("database", [f"{report['database']:,}" for report in reports]),
-        ("  never encoded (all zero)", [f"{report['zero_rows']:,}" for report in reports]),
-        ("R", ["all" if report["topk"] is None else f"{report['topk']:,}" for report in reports]),
-    ]
-    for title, keys in _METRICS:
-        cells = [_cell(report, keys) for report in reports]
-        if any(cells):
-            lines.append((title, cells))
-    title_width = max(len(title) for title, _ in lines)
-    width = max(len(cell) for _, cells in lines for cell in cells)
-    return "\n".join(
-        f"{title:<{title_width}}" + "".join(f"  {cell:>{width}}" for cell in cells) for title, cells in lines
-    )
+    lines = [[title, *(_cell(report, keys) for report in reports)] for title, keys in _ROWS]
+    return tabulate(
+        [line for line in lines if any(line[1:])], tablefmt="plain", disable_numparse=True, preserve_whitespace=True,
+        colalign=["left", *["right"] * len(reports)],
+    )  # fmt: skip
 
 
 def _cell(report: Mapping[str, Any], keys: Sequence[str | int]) -> str:
     value: Any = report
     for key in keys:
         value = value.get(key, {})
-    return "" if value == {} else f"{value:.4f}"
+    if value is None:
+        return "all"
+    if isinstance(value, float):
+        return f"{value:.4f}"
+    return "" if value == {} else f"{value:,}"
 
 
 def by_name(reports: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:

@@ -191,8 +191,8 @@ def comparison_figures(
     """
     runs = [load_run(folder) for folder in folders]
     groups = group_runs(runs)
-    datasets = sorted({run.settings["dataset"] for run in runs})
-    heading = datasets if len(datasets) == 1 else []
+    datasets = {run.settings["dataset"] for run in runs}
+    heading = [*datasets] if len(datasets) == 1 else []
     spread = ["mean ± std over seeds"] if any(len(group) > 1 for group in groups.values()) else []
     shared, marked = _marked(groups, database)
     ylabel = f"{_map_name(runs)}, {CODE_NAMES[shared]}"

@@ -14,7 +14,7 @@ _NUMBER = re.compile(r"[<+−]? ?\d[\d.]*( ± [\d.]+)?( \(n = \d+\))?|")
 
 @dataclass(frozen=True)
 class Table:
-    """Header and rows of plain text, with a title above and a note below; both may be empty."""
+    """Header and rows of plain text, with a title above and a note below, which may be empty."""
 
     title: str
     header: list[str]

@@ -46,9 +46,8 @@ def gather(folder: Path) -> pd.DataFrame:
         try:
             rows += [_row(result, config) for result in read_results(path.parent)]
         except (KeyError, TypeError, ValueError) as error:
-            raise UserError(
-                f"{path}: not the results of a run ({type(error).__name__}: {error}); restore the file."
-            ) from error
+            reason = f"{type(error).__name__}: {error}"
+            raise UserError(f"{path}: not the results of a run ({reason}); restore the file.") from error
     return pd.DataFrame(rows, columns=FIELDS, dtype=str)
 
 
@@ -91,7 +90,7 @@ def read_csv(path: Path, fields: Sequence[str] = FIELDS) -> pd.DataFrame:
         if field not in rows:
             raise UserError(f"{path}: has no column '{field}'; name a folder, or a CSV that this command wrote.")
     for number, row in enumerate(rows.to_dict("records"), 1):
-        if rows.loc[number - 1].isna().any():
+        if any(map(pd.isna, row.values())):
             raise UserError(f"{path}: row {number} is damaged (fewer cells than the header); restore the file.")
         try:
             for field in NUMBERS:
@@ -121,9 +120,8 @@ def collect(sources: Sequence[Path]) -> pd.DataFrame:
                 print(f"{COMMAND}: {path.parent}: this run has failed; the tables leave it out.", file=sys.stderr)
     rows = pd.concat(found).drop_duplicates()
     if rows.empty:
-        raise UserError(
-            f"{', '.join(map(str, sources))}: there is no finished run; wait for one or name other folders."
-        )
+        names = ", ".join(map(str, sources))
+        raise UserError(f"{names}: there is no finished run; wait for one or name other folders.")
     keys = ["dataset", "method", "settings", "code_length", "seed"]
     rows = rows.sort_values(keys, key=lambda cells: pd.to_numeric(cells) if cells.name in COUNTS else cells)
     return rows.reset_index(drop=True)
@@ -132,8 +130,8 @@ def collect(sources: Sequence[Path]) -> pd.DataFrame:
 def as_runs(rows: pd.DataFrame) -> pd.DataFrame:
     """The rows with numbers in `COUNTS`, `MAPS` and seconds (an empty cell is NaN), and with two names.
 
-    "flags" is the method with the flags that give it, as in "main_tomm --lr 0.001". "variant" is unique: a CSV from
-    before the column `settings` does not say what differed; there, it has iterations and topk as well.
+    "flags" is the method with the flags that give it, as in "main_tomm --lr 0.001". "variant" adds iterations and topk
+    where nothing else tells variants apart, as in a CSV from before the column `settings`.
     """
     runs = rows.copy()
     for field in (*COUNTS, *MAPS, "seconds"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,8 @@ import torch
 from utils.hamming import Device, Matrices, count_by_distance, query_blocks, stable_average_precision, to_numpy
 from utils.ranking_metrics import cut, expected_average_precision, expected_ndcg, expected_within, within_radius
 
+_CODES = "hold only -1, 0 and +1; take the sign of the network's output first."
+_LABELS = "be multi-hot: only 0 and 1."
 Array = torch.Tensor | np.ndarray
 TIES = ("expected", "stable")
 # The N of precision@N, recall@N and NDCG@N.
@@ -157,10 +159,10 @@ def _most_labels(labels: torch.Tensor) -> int:
 
 def _checked(query_code: Array, database_code: Array, query_labels: Array, database_labels: Array) -> Matrices:
     matrices = Matrices(
-        _checked_codes(query_code, "query_code"),
-        _checked_codes(database_code, "database_code"),
-        _checked_labels(query_labels, "query_labels"),
-        _checked_labels(database_labels, "database_labels"),
+        _checked_matrix(query_code, "query_code", np.sign, _CODES),
+        _checked_matrix(database_code, "database_code", np.sign, _CODES),
+        _checked_matrix(query_labels, "query_labels", np.square, _LABELS),
+        _checked_matrix(database_labels, "database_labels", np.square, _LABELS),
     )
     for what, left, right in (("code length", *matrices[:2]), ("number of classes", *matrices[2:])):
         if left.shape[1] != right.shape[1]:
@@ -171,24 +173,13 @@ def _checked(query_code: Array, database_code: Array, query_labels: Array, datab
     return matrices
 
 
-def _checked_codes(array: Array, name: str) -> torch.Tensor:
-    tensor = _checked_matrix(array, name)
-    if not all(np.array_equal(np.sign(rows), rows) for rows in _chunks(tensor)):
-        raise ValueError(f"{name} must hold only -1, 0 and +1; take the sign of the network's output first.")
-    return tensor
-
-
-def _checked_labels(array: Array, name: str) -> torch.Tensor:
-    tensor = _checked_matrix(array, name)
-    if not all(np.array_equal(rows * rows, rows) for rows in _chunks(tensor)):
-        raise ValueError(f"{name} must be multi-hot: only 0 and 1.")
-    return tensor
-
-
-def _checked_matrix(array: Array, name: str) -> torch.Tensor:
+def _checked_matrix(array: Array, name: str, unchanged: Callable[..., np.ndarray], rule: str) -> torch.Tensor:
+    """A matrix on the CPU; `unchanged` must not change its numbers, which breaks the `rule`."""
     tensor = torch.as_tensor(array).detach().cpu()
     if tensor.ndim != 2 or 0 in tensor.shape:
         raise ValueError(f"{name} must be a matrix with one row per item, not of shape {tuple(tensor.shape)}.")
+    if not all(np.array_equal(unchanged(rows), rows) for rows in _chunks(tensor)):
+        raise ValueError(f"{name} must {rule}")
     return tensor
 
 

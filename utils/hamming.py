@@ -234,7 +234,7 @@ def _count_torch(matrices: Matrices, items: Integers, relevant: Integers, device
     bins, grades = items.shape[1], relevant.shape[1]
     values = bins * (grades + 1)
     query_code, database_code, query_labels, database_labels = matrices
-    codes, labels = _as_columns(database_code, device), _as_columns(database_labels, device)
+    codes, labels = (rows.to(device, torch.float32).T for rows in (database_code, database_labels))
     height = max(1, _PAIRS_PER_BLOCK.get(device.type, _PAIRS_PER_BLOCK["torch"]) // len(database_code))
     for start in range(0, len(query_code), height):
         rows = slice(start, start + height)
@@ -249,10 +249,6 @@ def _count_torch(matrices: Matrices, items: Integers, relevant: Integers, device
 
 
 ENGINES = {"compiled": _count_compiled, "numpy": _count_numpy, "torch": _count_torch}
-
-
-def _as_columns(rows: torch.Tensor, device: torch.device) -> torch.Tensor:
-    return rows.to(device, torch.float32).T
 
 
 def _rank_compiled(matrices: Matrices, limit: int) -> npt.NDArray[np.float64] | None:
@@ -298,13 +294,12 @@ def _rank_sorted(matrices: Matrices, limit: int, device: Device) -> npt.NDArray[
         distance = torch.empty(len(codes), num_items, dtype=torch.int16, device=device)
         hit = torch.empty(len(codes), num_items, dtype=torch.bool, device=device)
         for chunk in _chunks(matrices):
-            distance[:, chunk] = bits - codes @ _as_columns(database_code[chunk], device)
-            hit[:, chunk] = asked @ _as_columns(database_labels[chunk], device) > 0
+            distance[:, chunk] = bits - codes @ database_code[chunk].to(device, torch.float32).T
+            hit[:, chunk] = asked @ database_labels[chunk].to(device, torch.float32).T > 0
 
         def rank(chosen: slice, distance: torch.Tensor = distance, hit: torch.Tensor = hit, start: int = start) -> None:
             for i in range(chosen.start, chosen.stop):
-                hits = hit[i][_stable_order(distance[i])[:limit]]
-                found = torch.nonzero(hits).flatten()
+                found = torch.nonzero(hit[i][_stable_order(distance[i])[:limit]]).flatten()
                 if len(found):
                     counts = torch.arange(1, len(found) + 1, dtype=torch.float64, device=device)
                     result[start + i] = float((counts / ranks[found]).mean())

@@ -168,9 +168,7 @@ def find_code_sets(paths: Sequence[Path]) -> list[CodeSet]:
     if len(paths) == 1 and paths[0].is_dir():
         files = sorted(path for role in ROLES for path in paths[0].glob(f"*-{role}.t"))
         if not files:
-            raise UserError(
-                f"{paths[0]}: has no code files (*-query_code.t and so on); name the folder of a finished run."
-            )
+            raise UserError(f"{paths[0]}: has no code files (*-query_code.t ...); name the folder of a finished run.")
     else:
         files = list(paths)
     sets: dict[tuple[Path, str], dict[str, Path]] = {}
@@ -182,8 +180,7 @@ def find_code_sets(paths: Sequence[Path]) -> list[CodeSet]:
             raise UserError(f"{path}: there is no such file.")
         sets.setdefault((path.parent, path.name.removesuffix(f"{role}.t").rstrip("-")), {})[role] = path
     for (folder, name), found in sets.items():
-        missing = [role for role in ROLES if role not in found]
-        if missing:
+        if missing := [role for role in ROLES if role not in found]:
             raise UserError(f"{folder / name}: the file {missing[0]}.t of this set is missing; give all four.")
     return [CodeSet(name, found) for (_, name), found in sets.items()]
 

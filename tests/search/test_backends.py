@@ -53,6 +53,7 @@ def test_ivf_that_looks_at_every_list_is_exact_and_one_list_is_not():
     one_list = FaissBackend(index, "ivf", structure, nprobe=1)
     some = [pairs(one) for one in one_list.search(queries, 10)]
     assert not one_list.is_exact(None) and some != exact
+    assert [pairs(one) for one in every.search(queries, 10)] == exact  # each keeps its own nprobe
     assert_true_distances(index, queries, some)
     again = FaissBackend(index, "ivf", build_structure("ivf", index.codes, nlist=16), nprobe=1).search(queries, 10)
     assert [pairs(one) for one in again] == some  # the centres are learnt the same each time
