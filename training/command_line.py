@@ -12,6 +12,7 @@ from typing import Any
 from training.settings import (
     BASELINES,
     BOTH,
+    COUNT,
     FREE_TO_CHANGE,
     METHODS,
     SEED,
@@ -35,6 +36,7 @@ class Grid:
     seeds: tuple[int, ...]
     name: str | None  # the sweep's folder in --logs; None: made of the settings
     dry_run: bool  # only list the cells
+    jobs: int = 1  # cells that run at once
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,9 @@ def parser(method_name: str) -> argparse.ArgumentParser:
     sweeps.add_argument(
         "--cell", type=name, metavar="DIR", help="the run's folder, created or resumed; a sweep starts its cells so"
     )
+    sweeps.add_argument(
+        "--jobs", type=COUNT, metavar="N", help="cells that run at once, each with its share of the threads [1]"
+    )
     sweeps.add_argument("--dry-run", action="store_true", help="only list the cells of a sweep and their state")
     return result
 
@@ -109,8 +114,10 @@ def parse_command(arguments: Sequence[str], *, method_name: str) -> Command:
     """
     given = vars(parser(method_name).parse_args(arguments))
     resume, cell, dry_run = given.pop("resume", None), given.pop("cell", None), given.pop("dry_run", False)
-    seeds, sweep = given.pop("seeds", None), given.pop("sweep", None)
+    seeds, sweep, jobs = given.pop("seeds", None), given.pop("sweep", None), given.pop("jobs", None)
     is_sweep = seeds is not None or sweep is not None or given.get("method") == BOTH
+    if jobs is not None and not is_sweep:
+        raise UserError(f"--jobs {jobs} runs the cells of a sweep at once; add --seeds, --sweep or --method both.")
     for flag, folder in (("--resume", resume), ("--cell", cell)):
         if folder is not None and (is_sweep or dry_run or None not in (resume, cell)):
             raise UserError(
@@ -137,7 +144,7 @@ def parse_command(arguments: Sequence[str], *, method_name: str) -> Command:
     for method in methods:
         require_fitting(dataclasses.replace(settings, method=method))
     if is_sweep:
-        return Command(settings, grid=Grid(methods, seeds or (settings.seed,), sweep, dry_run))
+        return Command(settings, grid=Grid(methods, seeds or (settings.seed,), sweep, dry_run, jobs or 1))
     return Command(settings, None if cell is None else Path(cell), cell=cell is not None)
 
 
@@ -150,7 +157,7 @@ SCHN_ONLY = (
 
 def require_fitting(settings: Settings) -> None:
     """UserError where the method has no use for a setting."""
-    preset = Settings.for_dataset(settings.dataset)
+    preset = settings.own_preset()
     unused = {} if settings.method == "main_tomm" else dict.fromkeys(TOMM_ONLY, "main_tomm")
     if settings.method in BASELINES:
         unused |= dict.fromkeys(SCHN_ONLY, "main_mmasia and main_tomm")

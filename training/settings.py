@@ -65,12 +65,27 @@ def option(default: Any, parse: Callable[[str], Any] | Sequence[str] | None, hel
     return dataclasses.field(default=default, metadata={"parse": parse, "help": help, "group": group})
 
 
+# --preset: settings of a comparison that several methods share (docs/datasets.md).
+RECIPES: dict[str, dict[str, Any]] = {
+    # CIFAR-10 on two CPU cores, about an hour per run: small images and SqueezeNet, which has the accuracy of AlexNet.
+    "cifar-10-cpu": {
+        "backbone": "squeezenet1_0",
+        "image_size": 64,
+        "num_query": 1000,
+        "num_samples": 5000,
+        "eval_iter": 5,
+        "precision": "bfloat16",
+    },
+}
+
+
 @dataclass(frozen=True)
 class Settings:
     """Every option of a run. `Settings.for_dataset` fills in the preset of a dataset."""
 
     method: str = option("main_mmasia", (*METHODS, *BASELINES, BOTH), "method to train; both: a sweep", "What to run")
     dataset: str = option("digits", name, "dataset; see docs/datasets.md", "What to run")
+    preset: str | None = option(None, tuple(RECIPES), "settings of a comparison (docs/runs.md)", "What to run")
     root: str = option("dataset", name, "folder of the datasets", "What to run")
     code_length: tuple[int, ...] = option(
         (12, 24, 32, 48), numbers(COUNT), "bits per code; several are trained one after the other", "What to run"
@@ -132,7 +147,7 @@ class Settings:
 
     @classmethod
     def for_dataset(cls, dataset: str, **given: Any) -> Settings:
-        """The defaults, over them the preset of `dataset`, over that the `given` fields.
+        """The defaults, over them the preset of `dataset`, then the `preset` if one is given, then the `given` fields.
 
         Raises:
             UserError: a given field is unknown.
@@ -142,7 +157,12 @@ class Settings:
             if field not in known:
                 close = difflib.get_close_matches(field, known, 1)
                 raise UserError(f"Unknown setting '{field}'" + (f"; did you mean '{close[0]}'?" if close else "."))
-        return cls(**{"dataset": dataset, **PRESETS.get(dataset, {}), **given})
+        recipe = RECIPES.get(given.get("preset") or "", {})
+        return cls(**{"dataset": dataset, **PRESETS.get(dataset, {}), **recipe, **given})
+
+    def own_preset(self) -> Settings:
+        """The settings with the same dataset and the same --preset, and no other flag."""
+        return Settings.for_dataset(self.dataset, preset=self.preset)
 
     def as_json(self) -> dict[str, Any]:
         """Every field by name; tuples as lists."""
@@ -166,11 +186,11 @@ class Settings:
 
     def as_flags(self) -> list[str]:
         """The flags that give these settings: those in `IDENTITY`, and what differs from the preset."""
-        preset = Settings.for_dataset(self.dataset)
+        preset = self.own_preset()
         flags: list[str] = []
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if value == getattr(preset, field.name) and field.name not in IDENTITY:
+            if value == getattr(preset, field.name) and (field.name not in (*IDENTITY, "preset") or value is None):
                 continue
             if field.metadata["parse"] is None:
                 flags.append(flag_of(field.name))
@@ -220,6 +240,7 @@ def shown(value: Any) -> str:
 
 def differing_settings(settings: dict[str, Any]) -> dict[str, Any]:
     """Those of the settings of config.json that change results and differ from the preset, except `IDENTITY`."""
-    preset = Settings.for_dataset(settings["dataset"]).as_json()
+    preset = Settings.for_dataset(settings["dataset"], preset=settings.get("preset")).as_json()
+    preset["preset"] = None  # named like a flag
     ignored = {*IDENTITY, *FREE_TO_CHANGE} - ({"root"} if settings["dataset"] in OWN_IMAGES else set())
     return {field: value for field, value in settings.items() if field not in ignored and value != preset.get(field)}

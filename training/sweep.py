@@ -19,9 +19,12 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import FrameType
 from typing import Any
+
+import torch
 
 from modules.pretrained import read_state
 from training.command_line import Grid, differences
@@ -115,7 +118,7 @@ def cells_of(settings: Settings, grid: Grid) -> list[Cell]:
 
 
 def run_sweep(settings: Settings, grid: Grid) -> int:
-    """Run every cell that is not finished, one after the other, and print a table; returns 1 where a cell failed.
+    """Run every cell that is not finished, `grid.jobs` at once, and print a table; returns 1 where a cell failed.
 
     Raises:
         UserError: bad settings, cells with other settings, or another process runs this sweep.
@@ -131,13 +134,8 @@ def run_sweep(settings: Settings, grid: Grid) -> int:
         preflight(settings)
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        with locked(folder / ".lock"), Relay() as relay:
-            for number, cell in enumerate(cells, 1):
-                if cell.result() is None and relay.stopped_by is None:
-                    log.info("cell %d of %d: %s, %s", number, len(cells), cell.folder.name, cell.state())
-                    _run_cell(cell, relay)
-                if cell.result() is not None:
-                    (cell.folder / FAILURE).unlink(missing_ok=True)
+        with locked(folder / ".lock"), Relay() as relay, ThreadPoolExecutor(grid.jobs) as executor:
+            list(executor.map(lambda cell: _run_cell(cell, relay, grid.jobs), cells))
     except Locked:
         raise UserError(f"{folder}: another process runs this sweep; wait until it ends, or stop it.") from None
     missing = [cell for cell in cells if cell.result() is None]
@@ -153,23 +151,23 @@ def run_sweep(settings: Settings, grid: Grid) -> int:
     return 1 if missing else 0
 
 
-def start_process(cell: Cell) -> subprocess.Popen[bytes]:
-    """Start the child process of a cell."""
+def start_process(cell: Cell, threads: int | None = None) -> subprocess.Popen[bytes]:
+    """Start the child process of a cell; `threads` of torch, None: its default."""
     command = [sys.executable, os.path.relpath(RUN), *cell.settings.as_flags(), "--cell", str(cell.folder)]
     sys.stdout.flush()
-    return subprocess.Popen(command)
+    return subprocess.Popen(command, env=os.environ | ({} if threads is None else {"OMP_NUM_THREADS": str(threads)}))
 
 
 class Relay:
-    """While entered, a signal that asks to stop is recorded in `stopped_by` and reaches the running cell.
+    """While entered, a signal that asks to stop is recorded in `stopped_by` and reaches the running cells.
 
-    Ctrl-C in a terminal signals sweep and cell alike, since they are one process group: SIGINT is not sent on, or the
+    Ctrl-C in a terminal signals sweep and cells alike, since they are one process group: SIGINT is not sent on, or a
     cell would count it twice and stop at once. SIGTERM reaches the sweep alone and is sent on.
     """
 
     def __init__(self) -> None:
         self.stopped_by: int | None = None
-        self.process: subprocess.Popen[bytes] | None = None
+        self.processes: set[subprocess.Popen[bytes]] = set()
 
     def __enter__(self) -> Relay:
         self._before = {number: signal.signal(number, self._record) for number in SIGNALS}
@@ -181,18 +179,28 @@ class Relay:
 
     def _record(self, number: int, frame: FrameType | None) -> None:
         self.stopped_by = self.stopped_by or number
-        if self.process is not None and number == signal.SIGTERM:
-            self.process.send_signal(number)
+        if number == signal.SIGTERM:
+            for process in self.processes.copy():
+                process.send_signal(number)
 
 
-def _run_cell(cell: Cell, relay: Relay) -> None:
-    """Run a cell to its end; where it fails without a failed.json of its own, write one."""
+def _run_cell(cell: Cell, relay: Relay, jobs: int) -> None:
+    """Run a cell that is not finished; where it fails without a failed.json of its own, write one."""
+    if cell.result() is None and relay.stopped_by is None:
+        log.info("%s: %s", cell.folder.name, cell.state())
+        _run_process(cell, relay, None if jobs == 1 else max(1, torch.get_num_threads() // jobs))
+    if cell.result() is not None:
+        (cell.folder / FAILURE).unlink(missing_ok=True)
+
+
+def _run_process(cell: Cell, relay: Relay, threads: int | None) -> None:
     before = _failure_time(cell)
-    relay.process = start_process(cell)
+    process = start_process(cell, threads)
+    relay.processes.add(process)
     if relay.stopped_by == signal.SIGTERM:  # it came before there was a process to send it to
-        relay.process.send_signal(signal.SIGTERM)
-    status = relay.process.wait()
-    relay.process = None
+        process.send_signal(signal.SIGTERM)
+    status = process.wait()
+    relay.processes.discard(process)
     if cell.result() is not None or relay.stopped_by is not None:
         return
     if _failure_time(cell) == before:

@@ -46,7 +46,7 @@ class Cells:
         self.started = []
         self.treat = {}
 
-    def __call__(self, cell):
+    def __call__(self, cell, threads=None):
         self.started.append(cell.folder.name)
         treatment = self.treat.get(cell.settings.seed)
         flags = [*cell.settings.as_flags(), "--cell", cell.folder]
@@ -261,6 +261,38 @@ def test_a_signal_lets_the_cell_save_and_the_same_command_goes_on(number, status
     assert len(json.loads((stopped / "config.json").read_text())["resumed"]) == 1
 
 
+def test_several_cells_at_once_share_the_threads_and_give_the_same(tmp_path, cells, monkeypatch):
+    at_once, threads, most = 0, set(), []
+    start = cells.__call__
+
+    def counting(cell, share=None):
+        nonlocal at_once
+        at_once += 1
+        most.append(at_once)
+        threads.add(share)
+        process = start(cell)
+
+        class Counted(Forked):
+            def wait(self):
+                nonlocal at_once
+                status = super().wait()
+                at_once -= 1
+                return status
+
+        return Counted(process.process)
+
+    monkeypatch.setattr(sweep, "start_process", counting)
+    monkeypatch.setattr(sweep.torch, "get_num_threads", lambda: 5)
+    command = [*TINY, "--logs", str(tmp_path), "--code-length", "8", "--seeds", "0,1,2", "--sweep", "jobs"]
+    assert run.main([*command, "--jobs", "2"]) == 0
+    assert max(most) == 2 and threads == {2}
+    for seed in range(3):
+        own = plain(tmp_path / f"plain-{seed}", monkeypatch, "--code-length", "8", "--seed", str(seed))
+        cell = tmp_path / "jobs" / f"main_mmasia-digits-8bits-seed{seed}"
+        for value, other in zip(outcome(cell), outcome(own), strict=True):
+            assert_same(value, other)
+
+
 def test_a_dry_run_makes_nothing(tmp_path, cells, capsys):
     logs = tmp_path / "logs"
     assert run.main([*TINY, "--logs", str(logs), "--seeds", "5", "--method", "both", "--dry-run"]) == 0
@@ -276,6 +308,8 @@ REFUSALS = [
     (["--seeds", "0,1", "--seed", "2"], r"--seed and --seeds: give one of the two"),
     (["--sweep", "a/b"], r"--sweep: 'a/b' is not the plain name of a folder"),
     (["--sweep", ".."], r"--sweep"),
+    (["--jobs", "2"], r"--jobs 2 runs the cells of a sweep at once; add --seeds"),
+    (["--seeds", "0", "--jobs", "0"], r"--jobs: '0' must be a whole number, 1 or more"),
     (["--dry-run"], r"--dry-run lists the cells of a sweep; add --seeds"),
     (["--method", "bot", "--seeds", "1"], r"none of main_mmasia, main_tomm, .*both; did you mean both"),
     (["--resume", "somewhere", "--seeds", "1"], r"--resume somewhere: this is one run"),
@@ -326,6 +360,7 @@ def test_the_name_of_a_sweep_says_its_settings():
     same = [["--seeds", "2,3"], ["--method", "both"], ["--code-length", "8"], ["--device", "cpu"], ["--save-iter", "1"]]
     assert {name_of(*flags) for flags in same} == {plain_name}
     other = [["--lr", "0.5"], ["--max-iter", "7"], ["--dataset", "cifar-10"], ["--latent", "tanh"]]
+    other += [["--preset", "cifar-10-cpu"], ["--preset", "cifar-10-cpu", "--lr", "0.5"]]
     other += [["--dataset", "folder", "--root", "a"], ["--dataset", "folder", "--root", "b"]]
     assert len({plain_name, *(name_of(*flags) for flags in other)}) == 1 + len(other)
     assert name_of("--lr", "1e-4") == plain_name, "the preset's own value is no difference"
@@ -338,6 +373,7 @@ def test_the_name_of_a_sweep_says_its_settings():
         Settings.for_dataset("digits"),
         Settings.for_dataset("folder", root="-a b", method="main_tomm", query_share=0.1 + 0.2, check=True),
         Settings.for_dataset("nus-wide-tc21", topk=-1, lr=1e-5, weight_decay=0.0, code_length=(64, 8), seed=2**63 - 1),
+        Settings.for_dataset("folder", preset="cifar-10-cpu", root="c", lr=1e-4),
         Settings.for_dataset("digits", method="main_tomm", no_discriminator=True, latent="tanh", precision="bfloat16"),
     ],
 )
