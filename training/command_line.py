@@ -97,7 +97,7 @@ def parser(method_name: str) -> argparse.ArgumentParser:
     return result
 
 
-_METAVARS = {"code_length": "K,K,…", "milestones": "N,N,…", "root": "DIR", "logs": "DIR"}
+_METAVARS = {"method": "NAME", "code_length": "K,K,…", "milestones": "N,N,…", "root": "DIR", "logs": "DIR"}
 
 
 def _folder_name(text: str) -> str:
@@ -115,7 +115,9 @@ def parse_command(arguments: Sequence[str], *, method_name: str) -> Command:
     given = vars(parser(method_name).parse_args(arguments))
     resume, cell, dry_run = given.pop("resume", None), given.pop("cell", None), given.pop("dry_run", False)
     seeds, sweep, jobs = given.pop("seeds", None), given.pop("sweep", None), given.pop("jobs", None)
-    is_sweep = seeds is not None or sweep is not None or given.get("method") == BOTH
+    asked = given.get("method", method_name)
+    names = METHODS if asked == BOTH else tuple(asked.split(","))
+    is_sweep = seeds is not None or sweep is not None or len(names) > 1
     if jobs is not None and not is_sweep:
         raise UserError(f"--jobs {jobs} runs the cells of a sweep at once; add --seeds, --sweep or --method both.")
     for flag, folder in (("--resume", resume), ("--cell", cell)):
@@ -133,18 +135,16 @@ def parse_command(arguments: Sequence[str], *, method_name: str) -> Command:
     if cell is not None and is_run(Path(cell)):
         return Command(resumed_settings(Path(cell), given), Path(cell), cell=True)
     if method_name not in (*METHODS, *BASELINES):
-        names = ", ".join((*METHODS, *BASELINES))
-        raise UserError(f"method_name in run.py is '{method_name}'; it must be one of {names}.")
-    given.setdefault("method", method_name)
-    methods = METHODS if given["method"] == BOTH else (given["method"],)
-    given["method"] = methods[0]
+        known = ", ".join((*METHODS, *BASELINES))
+        raise UserError(f"method_name in run.py is '{method_name}'; it must be one of {known}.")
+    given["method"] = names[0]
     if seeds is not None:
         given["seed"] = seeds[0]
     settings = Settings.for_dataset(given.pop("dataset", Settings.dataset), **given)
-    for method in methods:
+    for method in names:
         require_fitting(dataclasses.replace(settings, method=method))
     if is_sweep:
-        return Command(settings, grid=Grid(methods, seeds or (settings.seed,), sweep, dry_run, jobs or 1))
+        return Command(settings, grid=Grid(names, seeds or (settings.seed,), sweep, dry_run, jobs or 1))
     return Command(settings, None if cell is None else Path(cell), cell=cell is not None)
 
 

@@ -60,6 +60,13 @@ def name(text: str) -> str:
     return text
 
 
+def methods(text: str) -> str:
+    """A `type` for `add_argument`: a method, or several separated by commas, or `BOTH`."""
+    for part in text.split(","):
+        one_of((*METHODS, *BASELINES, BOTH) if part == text else (*METHODS, *BASELINES))(part)
+    return text
+
+
 def option(default: Any, parse: Callable[[str], Any] | Sequence[str] | None, help: str, group: str) -> Any:
     """A field of `Settings`; `parse` is a `type` for `add_argument`, or the allowed names, or None for a switch."""
     return dataclasses.field(default=default, metadata={"parse": parse, "help": help, "group": group})
@@ -83,7 +90,9 @@ RECIPES: dict[str, dict[str, Any]] = {
 class Settings:
     """Every option of a run. `Settings.for_dataset` fills in the preset of a dataset."""
 
-    method: str = option("main_mmasia", (*METHODS, *BASELINES, BOTH), "method to train; both: a sweep", "What to run")
+    method: str = option(
+        "main_mmasia", methods, f"{', '.join((*METHODS, *BASELINES))}, {BOTH} or several: a sweep", "What to run"
+    )
     dataset: str = option("digits", name, "dataset; see docs/datasets.md", "What to run")
     preset: str | None = option(None, tuple(RECIPES), "settings of a comparison (docs/runs.md)", "What to run")
     root: str = option("dataset", name, "folder of the datasets", "What to run")
