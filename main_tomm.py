@@ -41,7 +41,8 @@ def train(run: RunFolder, code_length: int, split: Split) -> dict[str, Any]:
         UserError: the weights cannot be used, a loss is not finite, or a file cannot be written.
         Interrupted: a signal has asked the run to stop; a checkpoint has been written.
     """
-    settings, device, database = run.settings, run.device, split.database
+    settings, device = run.settings, run.device
+    database = split.train  # the database, or with --protocol train-5000 images outside it
     seed_everything(settings.seed)
     labels = database.labels.to(device)  # [n_database, C]
 

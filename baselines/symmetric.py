@@ -32,7 +32,7 @@ def loss_of(settings: Settings, code_length: int, split: Split) -> nn.Module:
     """The loss of `settings.method`, one of `METHODS`, with the paper's weights; `baselines` says how it is called."""
     num_classes, seed = split.num_classes, settings.seed
     if settings.method == "dpsh":
-        return DPSH(code_length, split.database.labels)
+        return DPSH(code_length, split.train.labels)
     if settings.method == "hashnet":
         return HashNet()
     if settings.method == "csq":

@@ -11,7 +11,7 @@ from data.digits import load_digits
 from data.duplicates import report_duplicates
 from data.flickr25k import FLICKR25K
 from data.folder import load_folder
-from data.image_dataset import ImageDataset, Split, hold_out
+from data.image_dataset import ImageDataset, Split, hold_out, separate_training
 from data.imagenet import load_imagenet
 from data.lists import load_lists
 from data.nus_wide import TC10, TC21
@@ -29,6 +29,8 @@ DATASETS: dict[str, Callable[[Path, Options], Split]] = {
     "lists": load_lists,
 }
 
+NUM_TRAIN = 5000  # of the protocol train-5000
+
 
 def load_data(name: str, root: str | Path, options: Options) -> Split:
     """Load one of `DATASETS` from the folder `root`, its own or that of all datasets, and split it by the seed.
@@ -42,6 +44,8 @@ def load_data(name: str, root: str | Path, options: Options) -> Split:
         raise UserError(f"There is no dataset {name!r}: {hint}Choose from {', '.join(DATASETS)}.")
     options.require_fitting(name)
     split = DATASETS[name](Path(root), options)
+    if options.protocol == "train-5000":
+        split = separate_training(split, NUM_TRAIN, options.seed)
     if options.check:
         report_duplicates(split, options.threads)
     return split

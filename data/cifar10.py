@@ -57,4 +57,9 @@ def load_cifar10(root: Path, options: Options) -> Split:
     pixels = torch.from_numpy(np.concatenate([train.data, test.data])).permute(0, 3, 1, 2)  # uint8 [60000, 3, 32, 32]
     targets = np.array(train.targets + test.targets)
     num_query, image_size = options.num_query or NUM_QUERY, options.image_size or 224
-    return split_in_memory("cifar-10", pixels, targets, train.classes, num_query, options.seed, image_size)
+    rows = None
+    if options.protocol == "test-10000":
+        if options.num_query is not None:
+            raise UserError("--num-query: with --protocol test-10000 the test images are the queries; leave one out.")
+        rows = np.arange(len(train), len(targets)), np.arange(len(train))
+    return split_in_memory("cifar-10", pixels, targets, train.classes, num_query, options.seed, image_size, rows=rows)

@@ -83,9 +83,12 @@ def load_folder(root: Path, options: Options) -> Split:
     """
     classes = class_folders(root)
     names, targets = images_of_classes(root, classes)
-    if options.num_query is not None and options.num_query >= len(names):
-        raise UserError(f"--num-query {options.num_query} leaves no database: {root} has {len(names)} images.")
+    num_query = options.num_query
+    if num_query is None and options.protocol == "test-10000":
+        num_query = 10_000
+    if num_query is not None and num_query >= len(names):
+        raise UserError(f"--num-query {num_query} leaves no database: {root} has {len(names)} images.")
     sizes = np.bincount(targets, minlength=len(classes))
-    counts = query_counts(sizes, options.num_query, options.query_share or QUERY_SHARE)
+    counts = query_counts(sizes, num_query, options.query_share or QUERY_SHARE)
     rows = stratified_split(targets, counts, options.seed, str(root), classes)
     return split_of_files("folder", root, names, one_hot(targets, len(classes)), rows, options, classes)

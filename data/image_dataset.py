@@ -13,7 +13,7 @@ from data.pixels import MemoryPixels, PixelSource
 from data.split import one_hot, per_class, stratified_split
 from data.transform import eval_windows, shorter_side_for
 from utils.errors import UserError
-from utils.seeding import generator
+from utils.seeding import derive_seed, generator
 
 
 class ImageDataset(Dataset[tuple[torch.Tensor, torch.Tensor, int]]):
@@ -65,13 +65,19 @@ class ImageDataset(Dataset[tuple[torch.Tensor, torch.Tensor, int]]):
 
 @dataclass
 class Split:
-    """Queries and database of a dataset; the database is also the training pool."""
+    """Queries, database and training pool of a dataset."""
 
     name: str
     query: ImageDataset
     database: ImageDataset
     class_names: list[str] | None  # one per label column
     validation: ImageDataset | None = None  # held out of the database to select the iteration
+    separate: ImageDataset | None = None  # the training pool, where it is not the database
+
+    @property
+    def train(self) -> ImageDataset:
+        """The training pool: the database, or images that are not in it (`separate_training`)."""
+        return self.separate or self.database
 
     @property
     def num_classes(self) -> int:
@@ -96,6 +102,19 @@ def hold_out(split: Split, number: int, seed: int) -> Split:
     order = torch.randperm(size, generator=generator(seed, "validation")).numpy()
     held, kept = (split.database.subset(np.sort(part)) for part in (order[:number], order[number:]))
     return replace(split, database=kept, validation=held)
+
+
+def separate_training(split: Split, number: int, seed: int) -> Split:
+    """The split with `number` database images, equally many per class, as a training pool outside the database.
+
+    Raises:
+        UserError: `number` is not a multiple of the number of classes, or a class has too few images.
+    """
+    targets = split.database.labels.argmax(1).numpy()
+    counts = [per_class(number, split.num_classes, f"{split.name}, {number} training images")] * split.num_classes
+    names = split.class_names or [str(label) for label in range(split.num_classes)]
+    train, database = stratified_split(targets, counts, derive_seed(seed, "train"), split.name, names)
+    return replace(split, database=split.database.subset(database), separate=split.database.subset(train))
 
 
 def make_split(
@@ -133,13 +152,17 @@ def split_in_memory(
     seed: int,
     image_size: int,
     shorter_side: int | None = None,
+    rows: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> Split:
     """A `Split` of `pixels`, uint8 [n, 3, h, w], of the classes `targets`, int64 [n]: equally many queries per class.
+
+    `rows` are the query and database rows where they are given, not drawn.
 
     Raises:
         UserError: `num_query` is not a multiple of the number of classes, or leaves a class without database images.
     """
-    counts = [per_class(num_query, len(class_names), name)] * len(class_names)
-    rows = stratified_split(targets, counts, seed, name, class_names)
+    if rows is None:
+        counts = [per_class(num_query, len(class_names), name)] * len(class_names)
+        rows = stratified_split(targets, counts, seed, name, class_names)
     labels = one_hot(targets, len(class_names))
     return make_split(name, MemoryPixels(pixels), labels, rows, class_names, image_size, shorter_side)

@@ -16,6 +16,7 @@ ONLY_FOR = {
     "query_img": "lists",
     "query_label": "lists",
 }
+PROTOCOLS = ("pool", "train-5000", "test-10000")  # docs/datasets.md
 MINIMA = {"seed": 0, "num_workers": 0, "num_query": 1, "image_size": 8}
 
 
@@ -27,6 +28,8 @@ class Options:
         seed: decides which images are queries.
         num_query: number of queries; None: the protocol of the dataset.
         image_size: S, side of the square images in pixels; None: 224 (digits: 64).
+        protocol: cifar-10 and folder, one of `PROTOCOLS`: "pool" trains on the database; "train-5000" on 5,000 images
+            that are not in it; "test-10000" has 10,000 queries.
         split: flickr25k: "lists" for the split of the lists; None: the protocol of the dataset.
         query_share: folder: share of each class held out as queries; None: 0.1.
         database_img, database_label, query_img, query_label: lists: the four files, relative to the root folder or
@@ -44,6 +47,7 @@ class Options:
     seed: int = 0
     num_query: int | None = None
     image_size: int | None = None
+    protocol: str = "pool"
     split: str | None = None
     query_share: float | None = None
     database_img: str | None = None
@@ -64,6 +68,8 @@ class Options:
                 raise UserError(f"{flag_of(name)} must be a whole number, {minimum} or more, not {value!r}.")
         if self.on_bad_image not in ("error", "skip"):
             raise UserError(f"--on-bad-image must be error or skip, not {self.on_bad_image!r}.")
+        if self.protocol not in PROTOCOLS:
+            raise UserError(f"--protocol must be one of {', '.join(PROTOCOLS)}, not {self.protocol!r}.")
         if self.split not in (None, "lists"):
             raise UserError(f"--split must be lists, or be left out, not {self.split!r}.")
         if self.query_share is not None and not 0 < self.query_share < 1:
@@ -73,6 +79,8 @@ class Options:
 
     def require_fitting(self, dataset: str) -> None:
         """Raise a UserError that names an option of another dataset."""
+        if self.protocol != "pool" and dataset not in ("cifar-10", "folder"):
+            raise UserError("--protocol is an option of the datasets cifar-10 and folder; leave it out.")
         for field in fields(self):
             owner = ONLY_FOR.get(field.name, dataset)
             if owner != dataset and getattr(self, field.name) is not None:

@@ -58,7 +58,7 @@ def test_training_equals_the_plain_transcription(method, split, tmp_path, monkey
     monkeypatch.setattr(
         training.recorder.Recorder,
         "finish",
-        lambda self, codes: learned.update(codes=codes.clone()) or finish(self, codes),
+        lambda self, codes, simplify: learned.update(codes=codes.clone()) or finish(self, codes, simplify),
     )
     hook = register_optimizer_step_pre_hook(remember_start)
     try:
@@ -178,7 +178,7 @@ def test_five_steps_of_the_real_networks_equal_the_plain_step_in_float32(method,
     monkeypatch.setattr(training.progress.Progress, "step", lambda self, parts: losses.append(parts))
     monkeypatch.setattr(training.progress.Progress, "end_pass", lambda self, *_: {})
     monkeypatch.setattr(training.recorder.Recorder, "iteration", lambda self, *_: None)
-    monkeypatch.setattr(training.recorder.Recorder, "finish", lambda self, codes: {})
+    monkeypatch.setattr(training.recorder.Recorder, "finish", lambda self, codes, simplify: {})
     torch.manual_seed(settings.seed)
     main.train(RunFolder(dataclasses.replace(settings, weights="none"), torch.device("cpu")), 32, split)
 

@@ -24,8 +24,8 @@ class Loop:
         run: the run's folder; created here.
         code_length: K.
         split: queries and database.
-        codes: B [n_database, K], on the device; restored in place from a checkpoint. None: the method learns no
-            database codes, and the network encodes the database.
+        codes: B, the codes of the training pool [n, K], on the device; restored in place from a checkpoint. None: the
+            method learns none, and the network encodes the database.
         model_image: the image network.
         parts: the other networks, the optimisers and the schedules by name; what a checkpoint saves.
     """
@@ -40,7 +40,9 @@ class Loop:
         **parts: Stateful,
     ) -> None:
         run.open()
-        self.run, self.settings, self.database, self.codes = run, run.settings, split.database, codes
+        self.run, self.settings, self.pool, self.codes = run, run.settings, split.train, codes
+        # Codes learned for images outside the database cannot be searched: the network encodes the database.
+        self.database_codes = None if split.separate else codes
         self.recorder = Recorder(run, code_length, split, model_image)
         self.checkpoint = Checkpoint(run, code_length, codes, model_image=model_image, **parts, report=self.recorder)
         done = self.checkpoint.restore()
@@ -54,14 +56,14 @@ class Loop:
             for iteration in self.left:
                 yield (
                     iteration,
-                    draw_sample(len(self.database), self.settings.num_samples, self.settings.seed, iteration),
+                    draw_sample(len(self.pool), self.settings.num_samples, self.settings.seed, iteration),
                 )
 
     def batches(self, sample: Tensor, *key: int) -> BatchLoader:
         """One shuffled and augmented pass over Ω: images [N, 3, S, S], labels [N, C], rows [N]; the same `key`,
         the same batches."""
         return train_batches(
-            self.database,
+            self.pool,
             sample,
             batch_size=self.settings.batch_size,
             key=(self.settings.seed, "batches", *key),
@@ -95,7 +97,7 @@ class Loop:
         if self.codes is not None:
             sample_codes = self.codes[sample]
         assert sample_codes is not None
-        self.recorder.iteration(iteration, self.codes, sample_codes, self.losses)
+        self.recorder.iteration(iteration, self.database_codes, sample_codes, self.losses)
         self.checkpoint.save(iteration)
 
     def finish(self, simplify: Callable[[], None] | None = None) -> dict[str, Any]:
@@ -105,4 +107,4 @@ class Loop:
             simplify: brings model_image into the form that `image_network` gives, without changing its codes; called
                 before the evaluation.
         """
-        return self.recorder.finish(self.codes, simplify)
+        return self.recorder.finish(self.database_codes, simplify)

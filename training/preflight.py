@@ -44,11 +44,11 @@ def preflight(settings: Settings) -> tuple[Settings, torch.device, Split]:
         require_tensorboard()
     split = load_split(settings)
     if settings.num_samples == 0:
-        settings = dataclasses.replace(settings, num_samples=min(Settings.num_samples, len(split.database)))
-    if settings.num_samples > len(split.database):
+        settings = dataclasses.replace(settings, num_samples=min(Settings.num_samples, len(split.train)))
+    if settings.num_samples > len(split.train):
         raise UserError(
-            f"--num-samples {settings.num_samples}: the database of {settings.dataset} has only "
-            f"{len(split.database)} images; give that many or fewer."
+            f"--num-samples {settings.num_samples}: the training pool of {settings.dataset} has only "
+            f"{len(split.train)} images; give that many or fewer."
         )
     if settings.num_samples < distributed.launched_size():
         raise UserError(

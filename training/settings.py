@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from data.options import Options, flag_of
+from data.options import PROTOCOLS, Options, flag_of
 from data.transform import AUGMENTATIONS
 from modules.backbones import BACKBONES
 from utils.command import bounded
@@ -104,6 +104,7 @@ class Settings:
     logs: str = option("logs", name, "folder in which the run creates its folder", "What to run")
 
     num_query: int | None = option(None, COUNT, "number of query images (default: the dataset's protocol)", "Data")
+    protocol: str = option("pool", PROTOCOLS, "cifar-10, folder: training pool and database (docs/datasets.md)", "Data")
     image_size: int = option(224, COUNT, "side of the images that the network sees, in pixels", "Data")
     augment: str = option("crop-flip", tuple(AUGMENTATIONS), "augmentation of the training images", "Data")
     split: str | None = option(None, ("lists",), "flickr25k: the split of its lists, not drawn by the seed", "Data")

@@ -269,7 +269,7 @@ def test_a_sweep_of_a_baseline_prints_its_table(tmp_path, small, capsys, monkeyp
     class InThisProcess:
         """A cell that trains here, so that it has the small network."""
 
-        def __init__(self, cell):
+        def __init__(self, cell, threads=None):
             self.status = run.main([*cell.settings.as_flags(), "--cell", str(cell.folder)])
 
         def wait(self):

@@ -156,3 +156,13 @@ def test_a_folder_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr("torchvision.datasets.utils.check_integrity", fail)
     with pytest.raises(UserError, match=r"cifar-10-batches-py cannot be read .*Permission denied"):
         load_data("cifar-10", tmp_path, Options())
+
+
+def test_the_official_division(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cifar10_tree(tmp_path)
+    trust_cifar10(tmp_path, monkeypatch)
+    split = load_data("cifar-10", tmp_path, Options(protocol="test-10000"))
+    assert split.database.rows.tolist() == list(range(200)) and split.query.rows.tolist() == list(range(200, 240))
+    assert split.train is split.database
+    with pytest.raises(UserError, match="--num-query: with --protocol test-10000 the test images are the queries"):
+        load_data("cifar-10", tmp_path, Options(protocol="test-10000", num_query=20))

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import data
 from data import Options, load_data
 from data.folder import query_counts
 from tests import image_trees as trees
@@ -61,3 +62,29 @@ def test_folder_errors(tmp_path: Path) -> None:
         load_data("folder", tmp_path, Options(query_share=1))
     with pytest.raises(UserError, match="--num-query 5 leaves no database"):
         load_data("folder", tmp_path, Options(num_query=5))
+
+
+def test_protocols_of_the_literature(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """59,000 + 1,000, 54,000 + 5,000 + 1,000 and 50,000 + 10,000 images, here 1/500 of them."""
+    for label in "abcdefghij":
+        for number in range(12):
+            trees.save_photo(tmp_path / label / f"{number}.png", number, 20, 20)
+    monkeypatch.setattr(data, "NUM_TRAIN", 10)
+    pool = load_data("folder", tmp_path, Options(seed=3, num_query=20, cache="off"))
+    assert pool.train is pool.database and (len(pool.query), len(pool.database)) == (20, 100)
+    split = load_data("folder", tmp_path, Options(seed=3, num_query=20, cache="off", protocol="train-5000"))
+    assert (len(split.query), len(split.train), len(split.database)) == (20, 10, 90)
+    assert split.train.labels.sum(0).tolist() == [1] * 10 and split.query.paths == pool.query.paths
+    assert sorted(split.train.paths + split.database.paths) == sorted(pool.database.paths)
+    again = load_data("folder", tmp_path, Options(seed=3, num_query=20, cache="off", protocol="train-5000"))
+    other = load_data("folder", tmp_path, Options(seed=4, num_query=20, cache="off", protocol="train-5000"))
+    assert again.train.paths == split.train.paths != other.train.paths
+    with pytest.raises(UserError, match="10000 leaves no database"):
+        load_data("folder", tmp_path, Options(cache="off", protocol="test-10000"))
+    monkeypatch.setattr(data, "NUM_TRAIN", 15)
+    with pytest.raises(UserError, match="15 is not a multiple of the 10 classes"):
+        load_data("folder", tmp_path, Options(num_query=20, cache="off", protocol="train-5000"))
+    with pytest.raises(UserError, match="--protocol is an option of the datasets cifar-10 and folder"):
+        load_data("digits", tmp_path, Options(protocol="train-5000"))
+    with pytest.raises(UserError, match="--protocol must be one of pool, train-5000, test-10000"):
+        Options(protocol="59000")

@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
+import data
 import main_mmasia
 import main_tomm
 import run
+from baselines import adsh, symmetric
 from tests import image_trees as trees
 from tests.small_networks import shrink
 
@@ -48,6 +50,26 @@ def test_training(dataset: str, method: str, tmp_path: Path, monkeypatch: pytest
     assert torch.load(path, weights_only=True).shape == (num_database, num_classes)
     (path,) = folder.glob("*-query_code.t")
     assert torch.load(path, weights_only=True).shape == (num_query, 8)
+
+
+@pytest.mark.parametrize("method", ["main_mmasia", "main_tomm", "adsh", "dpsh"])
+def test_a_training_pool_outside_the_database(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """--protocol train-5000: codes learned for other images cannot be searched, so that only "network" is left."""
+    for main in (main_mmasia, main_tomm, adsh, symmetric):
+        shrink(monkeypatch, main, dropout=0.5)
+    monkeypatch.setattr(data, "NUM_TRAIN", 6)
+    trees.folder_tree(tmp_path / "dataset")  # 30 images of 3 classes
+    flags = [
+        *("--method", method, "--dataset", "folder", "--root", tmp_path / "dataset", "--logs", tmp_path / "logs"),
+        *("--protocol", "train-5000", "--num-query", 6, "--image-size", 16, "--weights", "none", "--code-length", 8),
+        *("--max-iter", 2, "--eval-iter", 1, "--max-epoch", 1, "--batch-size", 3, "--device", "cpu"),
+    ]
+    assert run.main([str(flag) for flag in flags]) == 0
+    (folder,) = (tmp_path / "logs").iterdir()
+    (row,) = json.loads((folder / "results.json").read_text())
+    assert row["map"].keys() == {"network"} and row["never_drawn"] == 0
+    (path,) = folder.glob("*-database_code.t")
+    assert torch.load(path, weights_only=True).shape == (18, 8)
 
 
 def test_bad_input_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
