@@ -276,6 +276,7 @@ def test_a_sweep_of_a_baseline_prints_its_table(tmp_path, small, capsys, monkeyp
             return self.status
 
     monkeypatch.setattr(sweep, "start_process", InThisProcess)
+    monkeypatch.setattr("signal.signal", lambda *_: None)  # the cells are in a thread of the sweep, not in a process
     flags = ["--method", "csq", "--seeds", "1,2", "--max-iter", "1", "--logs", str(tmp_path)]
     assert run.main([*FLAGS, *flags]) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("csq")]
