@@ -72,7 +72,7 @@ def option(default: Any, parse: Callable[[str], Any] | Sequence[str] | None, hel
     return dataclasses.field(default=default, metadata={"parse": parse, "help": help, "group": group})
 
 
-# --preset: settings of a comparison that several methods share (docs/datasets.md).
+# --preset: settings of a comparison that several methods share (docs/baselines.md).
 RECIPES: dict[str, dict[str, Any]] = {
     # CIFAR-10 on two CPU cores, about an hour per run: small images and SqueezeNet, which has the accuracy of AlexNet.
     "cifar-10-cpu": {
@@ -94,7 +94,7 @@ class Settings:
         "main_mmasia", methods, f"{', '.join((*METHODS, *BASELINES))}, {BOTH} or several: a sweep", "What to run"
     )
     dataset: str = option("digits", name, "dataset; see docs/datasets.md", "What to run")
-    preset: str | None = option(None, tuple(RECIPES), "settings of a comparison (docs/runs.md)", "What to run")
+    preset: str | None = option(None, tuple(RECIPES), "settings of a comparison (docs/baselines.md)", "What to run")
     root: str = option("dataset", name, "folder of the datasets", "What to run")
     code_length: tuple[int, ...] = option(
         (12, 24, 32, 48), numbers(COUNT), "bits per code; several are trained one after the other", "What to run"
