@@ -32,11 +32,6 @@ from utils.seeding import seed_everything
 def train(run: RunFolder, code_length: int, split: Split) -> dict[str, Any]:
     """Train one code length and write the results into the run's folder; returns the row of results.json.
 
-    Args:
-        run: the run's folder, with settings and device.
-        code_length: K.
-        split: queries and database.
-
     Raises:
         UserError: the weights cannot be used, a loss is not finite, or a file cannot be written.
         Interrupted: a signal has asked the run to stop; a checkpoint has been written.

@@ -36,20 +36,9 @@ def adsh_loss_parts(
 
         ( Σ_ij (u_i·v_j − K S̃_ij)² + γ Σ_i ‖u_i − v_Ω(i)‖² ) / (N · n_database),   j over the whole database
 
-    S̃ is the softened similarity (`modules.discrete.softened`); of the sample's, only the batch's rows are held. An
-    image without labels is dissimilar to every image, itself included.
-
-    Args:
-        code: u, continuous codes of the batch [N, K].
-        labels: multi-hot labels of the batch [N, C].
-        rows: the database rows of the batch [N], int64.
-        codes: V [n_database, K].
-        database_labels: multi-hot labels [n_database, C].
-        ratio: r, `modules.discrete.balance_ratio` of the sample and the database.
-        gamma: γ.
-
-    Returns:
-        "similarity" and "quantisation", scalars.
+    `code` is u [N, K], `labels` [N, C] are multi-hot, `rows` [N] are the database rows of the batch, `codes` is V
+    [n_database, K]. S̃ is the softened similarity (`modules.discrete.softened`) with r = `ratio`; only the rows of the
+    batch are held. An image without labels is dissimilar to every image, itself included.
     """
     code_length, pairs = code.shape[1], len(code) * len(codes)
     similarity = softened(labels, database_labels, ratio)  # S̃ [N, n_database]
@@ -66,15 +55,8 @@ def update_database_codes(
 
         Q = K S̃ᵀ U + γ Ū,   V[:,k] = sign( Q[:,k] − V₋ₖ U₋ₖᵀ U[:,k] )
 
-    Ū is U at the rows Ω and 0 elsewhere. It is SCHN's step over all rows without the label and latent codes; S̃ is
-    computed in blocks there.
-
-    Args:
-        codes: V [n_database, K].
-        sample: Ω [n] (int64, on the CPU).
-        labels: multi-hot labels of the database [n_database, C].
-        image_code: U, the last continuous codes of the sample [n, K].
-        gamma: γ.
+    `codes` is V [n_database, K], `sample` is Ω [n], `image_code` is U [n, K]; Ū is U at the rows Ω and 0 elsewhere. It
+    is SCHN's step over all rows without the label and latent codes, which computes S̃ in blocks.
     """
     unused = torch.zeros_like(image_code)
     sample_codes = torch.stack((image_code, unused, unused))  # image, label and latent codes
@@ -84,11 +66,6 @@ def update_database_codes(
 
 def train(run: RunFolder, code_length: int, split: Split) -> dict[str, Any]:
     """Train one code length and write the results into the run's folder; returns the row of results.json.
-
-    Args:
-        run: the run's folder, with settings and device.
-        code_length: K.
-        split: queries and database.
 
     Raises:
         UserError: the weights cannot be used, a loss is not finite, or a file cannot be written.
@@ -100,9 +77,8 @@ def train(run: RunFolder, code_length: int, split: Split) -> dict[str, Any]:
     labels = database.labels.to(device)  # [n_database, C]
 
     # ---- Network ----
-    model_image = image_network(
-        settings.backbone, code_length, weights=settings.weights, image_size=settings.image_size
-    )
+    size, weights = settings.image_size, settings.weights
+    model_image = image_network(settings.backbone, code_length, weights=weights, image_size=size)
     model_image = model_image.to(device).to(memory_format=torch.channels_last)
     distributed.seed_dropout(settings.seed)
 

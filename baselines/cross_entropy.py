@@ -7,13 +7,8 @@ from torch.nn.functional import cross_entropy
 
 
 def label_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy with the target y / Σy, the mean over the batch; an image without labels adds 0.
+    """Cross-entropy of logits [N, C] with the target y / Σy of multi-hot labels y [N, C], the mean over the batch.
 
-    Args:
-        logits: [N, C].
-        labels: y, multi-hot [N, C] in {0, 1}, in the dtype of the logits.
-
-    Returns:
-        A scalar.
+    An image without labels adds 0.
     """
     return cross_entropy(logits, labels / labels.sum(dim=1, keepdim=True).clamp(min=1))

@@ -18,11 +18,6 @@ def hash_centres(code_length: int, num_classes: int, seed: int) -> Tensor:
     Where K is a power of 2 and C ≤ 2K they are the first rows of the Hadamard matrix H_K and then of −H_K, any two of
     which differ in K/2 bits or more. Otherwise they are random and balanced (K odd: up to one bit), the draw with the
     largest smallest distance out of `TRIES`.
-
-    Args:
-        code_length: K.
-        num_classes: C.
-        seed: of the random centres.
     """
     if code_length & (code_length - 1) == 0 and num_classes <= 2 * code_length:
         rows = torch.tensor(hadamard(code_length), dtype=torch.get_default_dtype())
@@ -52,12 +47,6 @@ class CSQ(nn.Module):
     0, the bit of one fixed random vector):
 
         loss = BCE((u + 1)/2, (c + 1)/2) + λ mean( (|u| − 1)² )
-
-    Args:
-        code_length: K.
-        num_classes: C.
-        seed: of the random centres and of the vector that decides ties.
-        weight: λ, of the quantisation term.
     """
 
     centres: Tensor
@@ -65,7 +54,7 @@ class CSQ(nn.Module):
 
     def __init__(self, code_length: int, num_classes: int, *, seed: int, weight: float = 1e-4) -> None:
         super().__init__()
-        self.weight = weight
+        self.weight = weight  # λ
         self.register_buffer("centres", hash_centres(code_length, num_classes, seed))
         bits = torch.randint(2, (code_length,), generator=generator(seed, "csq", "ties", code_length))
         self.register_buffer("ties", 2.0 * bits - 1)

@@ -15,12 +15,7 @@ class DPSH(nn.Module):
         loss = mean( log(1 + e^θ) − S θ ) + η mean( (z − sign z)² )
 
     The rows of the batch enter the bank before they are compared with it, as constants. Rows not seen yet have no part
-    in the loss. The bank is part of the state dict.
-
-    Args:
-        code_length: K.
-        database_labels: multi-hot labels of the database [n_database, C], in the dtype of the loss.
-        eta: η, weight of the quantisation term.
+    in the loss. The bank is part of the state dict. `database_labels` [n, C] are those of the training pool.
     """
 
     database_labels: Tensor

@@ -31,11 +31,6 @@ class GreedyHash(nn.Module):
     With b = sign(z), the gradient of which is taken to be the identity, and the logits of a linear layer without bias:
 
         loss = cross-entropy(W b, y / Σy) + α mean( | |z| − 1 |³ )
-
-    Args:
-        code_length: K.
-        num_classes: C.
-        alpha: α, weight of the quantisation term.
     """
 
     def __init__(self, code_length: int, num_classes: int, *, alpha: float = 0.1) -> None:

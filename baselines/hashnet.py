@@ -27,9 +27,6 @@ class HashNet(nn.Module):
 
     w_ij is N² / number of similar pairs where S_ij = 1, and N² / number of dissimilar pairs where S_ij = 0: the loss is
     the mean over the similar pairs plus the mean over the dissimilar ones. The pairs (i, i) count.
-
-    Args:
-        alpha: α, scale of the inner product.
     """
 
     def __init__(self, *, alpha: float = 0.1) -> None:

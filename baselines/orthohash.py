@@ -39,13 +39,6 @@ class OrthoHash(nn.Module):
     z has passed a `BatchNorm`, the last layer of the image network. With the targets t_c, C random vectors of ±1:
 
         logits_c = s ( cos(z, t_c) − m y_c ),   loss = cross-entropy(logits, y / Σy)
-
-    Args:
-        code_length: K.
-        num_classes: C.
-        seed: of the targets.
-        margin: m.
-        scale: s.
     """
 
     targets: Tensor

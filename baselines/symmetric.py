@@ -46,14 +46,8 @@ def loss_of(settings: Settings, code_length: int, split: Split) -> nn.Module:
 def train(run: RunFolder, code_length: int, split: Split) -> dict[str, Any]:
     """Train one code length and write the results into the run's folder; returns the row of results.json.
 
-    Args:
-        run: the run's folder, with settings and device.
-        code_length: K.
-        split: queries and database.
-
     Raises:
-        UserError: there are several processes, the weights cannot be used, a loss is not finite, or a file cannot be
-            written.
+        UserError: there are several processes, or as in the mains.
         Interrupted: a signal has asked the run to stop; a checkpoint has been written.
     """
     settings, device = run.settings, run.device
@@ -62,9 +56,8 @@ def train(run: RunFolder, code_length: int, split: Split) -> dict[str, Any]:
     seed_everything(settings.seed)
 
     # ---- Network: the initial weights are those of every other method with this seed ----
-    model_image = image_network(
-        settings.backbone, code_length, weights=settings.weights, image_size=settings.image_size
-    )
+    size, weights = settings.image_size, settings.weights
+    model_image = image_network(settings.backbone, code_length, weights=weights, image_size=size)
     # Trained without the final tanh, which has no weights and keeps the sign: the losses need its input z.
     model_image.hash_layer[1] = BatchNorm(code_length) if settings.method == "orthohash" else nn.Identity()
     model_image = model_image.to(device).to(memory_format=torch.channels_last)

@@ -20,14 +20,9 @@ from utils import distributed
 class Loop:
     """The iterations of one code length. Every method uses it, so that all see the same images equally often.
 
-    Args:
-        run: the run's folder; created here.
-        code_length: K.
-        split: queries and database.
-        codes: B, the codes of the training pool [n, K], on the device; restored in place from a checkpoint. None: the
-            method learns none, and the network encodes the database.
-        model_image: the image network.
-        parts: the other networks, the optimisers and the schedules by name; what a checkpoint saves.
+    `codes` is B, the codes of the training pool [n, K], on the device, restored in place from a checkpoint; None: the
+    method learns none, and the network encodes the database. `parts` are the other networks, the optimisers and the
+    schedules by name; a checkpoint saves them with `model_image`.
     """
 
     def __init__(
@@ -54,10 +49,8 @@ class Loop:
         """(number from 0, Ω) of each iteration that is not yet done; Ω are its database rows, ascending, int64 [n]."""
         with self.progress:
             for iteration in self.left:
-                yield (
-                    iteration,
-                    draw_sample(len(self.pool), self.settings.num_samples, self.settings.seed, iteration),
-                )
+                sample = draw_sample(len(self.pool), self.settings.num_samples, self.settings.seed, iteration)
+                yield iteration, sample
 
     def batches(self, sample: Tensor, *key: int) -> BatchLoader:
         """One shuffled and augmented pass over Ω: images [N, 3, S, S], labels [N, C], rows [N]; the same `key`,
@@ -85,14 +78,8 @@ class Loop:
     def end_iteration(self, iteration: int, sample: Tensor, sample_codes: Tensor | None = None) -> None:
         """After the discrete step: write the row of the iteration, evaluate and save where it is due.
 
-        Args:
-            iteration: from 0.
-            sample: Ω.
-            sample_codes: where there is no B: the network's codes of the sample in ±1 [n, K].
-
-        Raises:
-            UserError: a file cannot be written.
-            Interrupted: a signal has asked the run to stop.
+        `sample_codes` are the network's codes of the sample, ±1 [n, K], where there is no B. Raises UserError where a
+        file cannot be written, and Interrupted where a signal has asked the run to stop.
         """
         if self.codes is not None:
             sample_codes = self.codes[sample]
@@ -103,8 +90,6 @@ class Loop:
     def finish(self, simplify: Callable[[], None] | None = None) -> dict[str, Any]:
         """Evaluate and write the results; returns the row of results.json.
 
-        Args:
-            simplify: brings model_image into the form that `image_network` gives, without changing its codes; called
-                before the evaluation.
+        `simplify` brings model_image into the form that `image_network` gives, without changing its codes.
         """
         return self.recorder.finish(self.database_codes, simplify)

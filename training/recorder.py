@@ -156,11 +156,8 @@ def database_codes(codes: Tensor | None, network_code: Tensor) -> dict[str, Tens
     """The database codes that are evaluated, by name, [n_database, K] float32 on the CPU.
 
     "learned": B as released, where rows never drawn are 0; "learned_filled": those rows encoded by the network;
-    "network": the whole database encoded by the network, the metric for unseen images. Without B only "network".
-
-    Args:
-        codes: B [n_database, K]; None: the method learns no database codes.
-        network_code: sign of the network's output [n_database, K], on the CPU.
+    "network": the whole database encoded by the network, the metric for unseen images. Without B (`codes` [n_database,
+    K]) only "network"; `network_code` is the sign of the network's output [n_database, K].
     """
     if codes is None:
         return {"network": network_code}

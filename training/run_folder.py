@@ -25,7 +25,7 @@ from training.settings import Settings
 from utils import distributed
 from utils.errors import UserError
 from utils.files import Locked, locked, write_file, write_json
-from utils.interrupt import StopRequest
+from utils.interrupt import StopRequest, handled_by
 from utils.runs import (
     CONFIG,
     METRICS,
@@ -67,7 +67,7 @@ class RunFolder:
         self._held = contextlib.ExitStack()
 
     def __enter__(self) -> RunFolder:
-        self._held.enter_context(self.stop)
+        self._held.enter_context(handled_by(self.stop))
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -34,7 +34,7 @@ from training.run_folder import command_line
 from training.settings import FREE_TO_CHANGE, OWN_IMAGES, Settings, differing_settings
 from utils.errors import UserError
 from utils.files import Locked, locked, write_json
-from utils.interrupt import SIGNALS, Interrupted
+from utils.interrupt import SIGNALS, Interrupted, handled_by
 from utils.log import log
 from utils.runs import FAILURE, checkpoints, is_run, read_config, read_failure, read_results
 
@@ -133,8 +133,9 @@ def run_sweep(settings: Settings, grid: Grid) -> int:
             read_state(Path(settings.weights))
         preflight(settings)
     folder.mkdir(parents=True, exist_ok=True)
+    relay = Relay()
     try:
-        with locked(folder / ".lock"), Relay() as relay, ThreadPoolExecutor(grid.jobs) as executor:
+        with locked(folder / ".lock"), handled_by(relay), ThreadPoolExecutor(grid.jobs) as executor:
             list(executor.map(lambda cell: _run_cell(cell, relay, grid.jobs), cells))
     except Locked:
         raise UserError(f"{folder}: another process runs this sweep; wait until it ends, or stop it.") from None
@@ -159,7 +160,7 @@ def start_process(cell: Cell, threads: int | None = None) -> subprocess.Popen[by
 
 
 class Relay:
-    """While entered, a signal that asks to stop is recorded in `stopped_by` and reaches the running cells.
+    """A handler of the sweep: the signal is recorded in `stopped_by` and reaches the running cells.
 
     Ctrl-C in a terminal signals sweep and cells alike, since they are one process group: SIGINT is not sent on, or a
     cell would count it twice and stop at once. SIGTERM reaches the sweep alone and is sent on.
@@ -169,15 +170,7 @@ class Relay:
         self.stopped_by: int | None = None
         self.processes: set[subprocess.Popen[bytes]] = set()
 
-    def __enter__(self) -> Relay:
-        self._before = {number: signal.signal(number, self._record) for number in SIGNALS}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _record(self, number: int, frame: FrameType | None) -> None:
+    def __call__(self, number: int, frame: FrameType | None) -> None:
         self.stopped_by = self.stopped_by or number
         if number == signal.SIGTERM:
             for process in self.processes.copy():

@@ -12,7 +12,7 @@ from types import FrameType
 from typing import NoReturn
 
 from utils.errors import UserError
-from utils.interrupt import SIGNALS, Interrupted
+from utils.interrupt import Interrupted, handled_by
 
 
 class Parser(argparse.ArgumentParser):
@@ -25,13 +25,7 @@ class Parser(argparse.ArgumentParser):
 def bounded(
     kind: type[int] | type[float], low: float = -math.inf, high: float = math.inf, *, exclusive: bool = False
 ) -> Callable[[str], int | float]:
-    """A `type` for `add_argument`: a finite number of `kind` from `low` to `high`.
-
-    Args:
-        kind: int or float.
-        low, high: the limits.
-        exclusive: the limits themselves are not allowed.
-    """
+    """A `type` for `add_argument`: a finite number from `low` to `high`, or between them where `exclusive`."""
     rules = ["must be a whole number" if kind is int else "must be a number"]
     if low > -math.inf:
         rules.append(f"above {low}" if exclusive else f"{low} or more")
@@ -63,12 +57,10 @@ def run_command(name: str, work: Callable[[], int | None]) -> int:
         The exit status: that of `work`; 2 after a user error, with one line on stderr; 130 after SIGINT and 143 after
         SIGTERM, with one line; 141 where the reader of stdout has gone (`... | head`), without a line.
     """
-    # A signal that the shell has set to be ignored (nohup, a background job) stays ignored.
-    handled = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
-    before = {number: signal.signal(number, _stop) for number in handled}
     try:
-        status = work() or 0
-        sys.stdout.flush()
+        with handled_by(_stop):
+            status = work() or 0
+            sys.stdout.flush()
         return status
     except UserError as error:
         print(f"{name}: {error}", file=sys.stderr)
@@ -82,9 +74,6 @@ def run_command(name: str, work: Callable[[], int | None]) -> int:
         kept = "; ".join(getattr(error, "__notes__", ["nothing was written"]))
         print(f"{name}: stopped by {stopped}; {kept}.", file=sys.stderr)
         return stopped.status
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _stop(number: int, frame: FrameType | None) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
+from collections.abc import Callable, Iterator
 from types import FrameType
 
 from utils.log import log
@@ -18,23 +20,27 @@ class Interrupted(Exception):
         self.status = 128 + number
 
 
+@contextlib.contextmanager
+def handled_by(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """While entered, `handler` receives the `SIGNALS`; one that the shell has set to be ignored stays ignored."""
+    handled = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, handler) for number in handled}
+    try:
+        yield
+    finally:
+        for number, previous in before.items():
+            signal.signal(number, previous)
+
+
 class StopRequest:
-    """While entered, the first signal is recorded in `number`, and the second stops the process at once.
+    """A handler of training: the first signal is recorded in `number`, and the second stops the process at once.
 
     Training reads `number` at the end of each iteration, when its whole state is a few tensors.
     """
 
     number: int | None = None
 
-    def __enter__(self) -> StopRequest:
-        self._before = {number: signal.signal(number, self._record) for number in SIGNALS}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _record(self, number: int, frame: FrameType | None) -> None:
+    def __call__(self, number: int, frame: FrameType | None) -> None:
         if self.number is not None:
             raise Interrupted(number)
         self.number = number
