@@ -16,14 +16,11 @@ from utils.files import require_writable
 
 
 def preflight(settings: Settings) -> tuple[Settings, torch.device, Split]:
-    """Check the settings against the machine and the data.
-
-    Returns:
-        The settings, with `num_samples` set where it was 0; the device; queries and database.
+    """Check the settings against the machine and the data; `num_samples` 0 is replaced by its number.
 
     Raises:
-        UserError: there is no such device, several processes share one GPU, the logs folder is not writable, or the
-            dataset is missing or too small.
+        UserError: no such device, one GPU for several processes, the logs folder is not writable, or the dataset is
+            missing or too small.
     """
     device = distributed.own_device(settings.device)
     if distributed.launched_size() > 1 and device.type == "cuda":

@@ -15,10 +15,9 @@ from utils.runs import DATABASES
 
 
 class Progress:
-    """The progress bar of one code length, and the mean of each part of the loss over a pass.
+    """The progress bar of one code length (on a terminal only), and the mean losses of a pass.
 
-    There is no bar when stderr is not a terminal. Losses stay tensors on their device until a pass ends, so that no
-    step waits for a GPU.
+    Losses stay tensors on their device until a pass ends, so that no step waits for a GPU.
     """
 
     def __init__(self, settings: Settings, code_length: int, done: int) -> None:
@@ -81,10 +80,7 @@ def result_columns(row: dict[str, Any]) -> str:
 
 
 def result_table(results: list[dict[str, Any]]) -> str:
-    """The table at the end of a run: one line per code length with the expected mAP of each database code.
-
-    Notes below it: rows never drawn, queries without a relevant image, an iteration selected by --validate.
-    """
+    """The table at the end of a run, one line per code length, with notes on rows, queries and --validate."""
     header = f"{'method':<12} {'bits':>4} {RESULT_HEADER}"
     lines = [header, "-" * len(header)]
     lines += [f"{row['method']:<12} {row['code_length']:>4} {result_columns(row)}" for row in results]

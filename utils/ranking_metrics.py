@@ -133,12 +133,9 @@ def _expected_at_cut(
 
 
 def expected_within(items: Counts, weights: npt.NDArray, cutoffs: Sequence[int]) -> Floats:
-    """Expected total weight of the first N items of each ranking, float64 [Q, Ns].
+    """Expected total weight of the first N items of each ranking, float64 [Q, Ns]; N in `cutoffs`.
 
-    Args:
-        items: int [Q, B].
-        weights: [Q, B], total weight of the items at each distance, e.g. the number of relevant ones.
-        cutoffs: the Ns.
+    `items` int [Q, B] is the number of items at each distance and `weights` [Q, B] their total weight.
     """
     before = np.cumsum(items, axis=1) - items
     mean = weights / np.maximum(items, 1)
@@ -148,8 +145,7 @@ def expected_within(items: Counts, weights: npt.NDArray, cutoffs: Sequence[int])
 def within_radius(items: Counts, relevant: Counts) -> tuple[Floats, Floats, Counts]:
     """Precision, recall and number of items within each Hamming radius 0..K, [Q, K+1]; 0 instead of 0/0.
 
-    Args:
-        items, relevant: int [Q, 2K+1]; bin j is distance j/2.
+    `items` and `relevant` are int [Q, 2K+1]; bin j is distance j/2.
     """
     inside, found = np.cumsum(items, axis=1)[:, ::2], np.cumsum(relevant, axis=1)[:, ::2]
     return found / np.maximum(inside, 1), found / np.maximum(found[:, -1:], 1), inside
