@@ -7,14 +7,15 @@ from dataclasses import dataclass, fields
 
 from utils.errors import UserError
 
-# Options that only one dataset has.
+# The options that not every dataset has, and the datasets that have them.
 ONLY_FOR = {
-    "split": "flickr25k",
-    "query_share": "folder",
-    "database_img": "lists",
-    "database_label": "lists",
-    "query_img": "lists",
-    "query_label": "lists",
+    "protocol": ("cifar-10", "folder"),
+    "split": ("flickr25k",),
+    "query_share": ("folder",),
+    "database_img": ("lists",),
+    "database_label": ("lists",),
+    "query_img": ("lists",),
+    "query_label": ("lists",),
 }
 PROTOCOLS = ("pool", "train-5000", "test-10000")  # docs/datasets.md
 MINIMA = {"seed": 0, "num_workers": 0, "num_query": 1, "image_size": 8}
@@ -79,12 +80,11 @@ class Options:
 
     def require_fitting(self, dataset: str) -> None:
         """Raise a UserError that names an option of another dataset."""
-        if self.protocol != "pool" and dataset not in ("cifar-10", "folder"):
-            raise UserError("--protocol is an option of the datasets cifar-10 and folder; leave it out.")
         for field in fields(self):
-            owner = ONLY_FOR.get(field.name, dataset)
-            if owner != dataset and getattr(self, field.name) is not None:
-                raise UserError(f"{flag_of(field.name)} is an option of the dataset {owner}; leave it out.")
+            owners = ONLY_FOR.get(field.name, (dataset,))
+            if dataset not in owners and getattr(self, field.name) != field.default:
+                named = f"dataset{'s' if len(owners) > 1 else ''} {' and '.join(owners)}"
+                raise UserError(f"{flag_of(field.name)} is an option of the {named}; leave it out.")
 
     @property
     def threads(self) -> int:

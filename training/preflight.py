@@ -30,13 +30,7 @@ def preflight(settings: Settings) -> tuple[Settings, torch.device, Split]:
                 "use cuda, and each takes its own."
             )
         torch.cuda.set_device(device)
-    try:
-        Path(settings.logs).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"--logs {settings.logs}: cannot write there ({error.strerror}); name another folder."
-        ) from error
-    require_writable(Path(settings.logs), f"--logs {settings.logs}")
+    require_writable(Path(settings.logs), f"--logs {settings.logs}", create=True)
     if settings.tensorboard:
         require_tensorboard()
     split = load_split(settings)

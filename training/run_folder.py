@@ -24,7 +24,7 @@ from torch import Tensor
 from training.settings import Settings
 from utils import distributed
 from utils.errors import UserError
-from utils.files import Locked, locked, write_file, write_json
+from utils.files import Locked, locked, not_written, write_file, write_json
 from utils.interrupt import StopRequest, handled_by
 from utils.runs import (
     CONFIG,
@@ -122,9 +122,7 @@ class RunFolder:
             with path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
         except OSError as error:
-            raise UserError(
-                f"{path}: could not be written ({error.strerror}); free some space or choose another --logs."
-            ) from error
+            raise not_written(path, error) from error
 
     def forget_metrics(self, code_length: int, iteration: int) -> None:
         """Remove the rows of a code length after `iteration`: a resumed run writes them again."""

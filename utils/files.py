@@ -75,14 +75,19 @@ def write_file(path: Path, write: Callable[[IO[bytes]], Any], flag: str = "") ->
         os.chmod(temporary, 0o644)  # mkstemp makes files that only their owner can read
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        where = f"{flag} {path}".strip()
-        other = "choose another --logs" if not flag else "name another file"
-        raise UserError(f"{where}: could not be written ({reason}); free some space or {other}.") from error
+        raise not_written(path, error, flag) from error
     finally:
         if temporary is not None:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(temporary)
+
+
+def not_written(path: Path, error: OSError | RuntimeError, flag: str = "") -> UserError:
+    """The error for a file that could not be written; without a `flag` it is a file of a run."""
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+    where = f"{flag} {path}".strip()
+    other = "choose another --logs" if not flag else "name another file"
+    return UserError(f"{where}: could not be written ({reason}); free some space or {other}.")
 
 
 def _in_place(path: Path) -> bool:
@@ -96,13 +101,15 @@ def write_json(path: Path, content: Any, flag: str = "") -> None:
     write_file(path, lambda file: file.write(text.encode()), flag)
 
 
-def require_writable(folder: Path, flag: str) -> None:
-    """Check that files can be created in `folder`; creates nothing that stays.
+def require_writable(folder: Path, flag: str, create: bool = False) -> None:
+    """Check that files can be created in `folder`; only the folder itself stays, where it was missing and `create`.
 
     Raises:
         UserError: they cannot.
     """
     try:
+        if create:
+            folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:

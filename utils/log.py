@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
 
 from tqdm import tqdm
+
+from utils.distributed import launched_rank
 
 log = logging.getLogger("schn")
 
@@ -22,5 +23,5 @@ def configure_logging() -> None:
     """INFO lines with the time of day, on stderr; under torchrun only process 0 logs below WARNING."""
     handler = _BarHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
-    level = logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING
+    level = logging.WARNING if launched_rank() else logging.INFO
     logging.basicConfig(level=level, handlers=[handler], force=True)

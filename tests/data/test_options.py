@@ -43,14 +43,17 @@ def test_unknown_options() -> None:
 @pytest.mark.parametrize("dataset", DATASETS)
 def test_options_of_another_dataset(tmp_path: Path, dataset: str, option: str) -> None:
     """Refused before anything is read, with one sentence that names the flag and its dataset."""
-    options = Options(**{option: {"split": "lists", "query_share": 0.2}.get(option, "list.txt")})
-    if ONLY_FOR[option] == dataset:
+    options = Options(
+        **{option: {"split": "lists", "query_share": 0.2, "protocol": "train-5000"}.get(option, "list.txt")}
+    )
+    if dataset in ONLY_FOR[option]:
         options.require_fitting(dataset)
         return
     with pytest.raises(UserError) as caught:
         load_data(dataset, tmp_path, options)
     flag = "--" + option.replace("_", "-")
-    assert str(caught.value) == f"{flag} is an option of the dataset {ONLY_FOR[option]}; leave it out."
+    owners = {"protocol": "datasets cifar-10 and folder", "split": "dataset flickr25k", "query_share": "dataset folder"}
+    assert str(caught.value) == f"{flag} is an option of the {owners.get(option, 'dataset lists')}; leave it out."
 
 
 @pytest.mark.parametrize("option", ["database_img", "database_label", "query_img", "query_label"])
