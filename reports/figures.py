@@ -15,7 +15,7 @@ from plots.gallery import gallery_figure, gallery_of
 from plots.style import FORMATS
 from reports.evaluate import by_name, evaluate_set, evaluation_figures
 from training.preflight import load_split
-from training.settings import FREE_TO_CHANGE, Settings
+from training.settings import FREE_TO_CHANGE, Settings, preset_of
 from utils.command import Parser, run_command
 from utils.errors import UserError
 from utils.interrupt import Interrupted
@@ -52,7 +52,7 @@ _NOT_COMPARED = {*FREE_TO_CHANGE, "seed", "code_length", "eval_iter"}
 def load_run(folder: Path) -> Run:
     """`read_run`; settings that an older run does not have get the preset's value."""
     run = read_run(folder)
-    return run._replace(settings=Settings.for_dataset(run.settings["dataset"]).as_json() | run.settings)
+    return run._replace(settings=preset_of(run.settings) | run.settings)
 
 
 def metrics_by_length(folder: Path) -> dict[int, list[dict[str, Any]]]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from training.settings import (
+    ALL_METHODS,
     BASELINES,
     BOTH,
     COUNT,
@@ -134,8 +135,8 @@ def parse_command(arguments: Sequence[str], *, method_name: str) -> Command:
         return Command(resumed_settings(Path(resume), given), Path(resume))
     if cell is not None and is_run(Path(cell)):
         return Command(resumed_settings(Path(cell), given), Path(cell), cell=True)
-    if method_name not in (*METHODS, *BASELINES):
-        known = ", ".join((*METHODS, *BASELINES))
+    if method_name not in ALL_METHODS:
+        known = ", ".join(ALL_METHODS)
         raise UserError(f"method_name in run.py is '{method_name}'; it must be one of {known}.")
     given["method"] = names[0]
     if seeds is not None:

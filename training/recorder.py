@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from data import ImageDataset, Split
-from plots.gallery import gallery_of, gallery_pixels
 from training.network_codes import encode
 from training.run_folder import RunFolder
 from training.tensorboard import TensorBoard
@@ -128,6 +127,9 @@ class Recorder:
             self.board = TensorBoard(self.run.path, self.code_length, row["iteration"] - 1)
         self.board.iteration(row)
         if query_code is not None and codes is not None:  # an evaluation
+            # matplotlib is slow to import, and needed only with --tensorboard.
+            from plots.gallery import gallery_of, gallery_pixels
+
             self.board.gallery(gallery_pixels(gallery_of(self.split, query_code, codes.cpu())), row["iteration"])
         self.clock = time.perf_counter()  # the time for pictures is not training time
 

@@ -21,6 +21,7 @@ from utils.errors import UserError
 
 METHODS = ("main_mmasia", "main_tomm")
 BASELINES = ("adsh", "dpsh", "hashnet", "csq", "greedyhash", "orthohash")  # other methods on the same harness
+ALL_METHODS = (*METHODS, *BASELINES)
 BOTH = "both"  # a value of --method: a sweep over METHODS, without the baselines
 OWN_IMAGES = ("folder", "lists")  # the datasets that consist of whatever is in --root
 
@@ -62,8 +63,11 @@ def name(text: str) -> str:
 
 def methods(text: str) -> str:
     """A `type` for `add_argument`: a method, or several separated by commas, or `BOTH`."""
-    for part in text.split(","):
-        one_of((*METHODS, *BASELINES, BOTH) if part == text else (*METHODS, *BASELINES))(part)
+    parts = text.split(",")
+    for part in parts:
+        one_of((*ALL_METHODS, BOTH) if part == text else ALL_METHODS)(part)
+    if len(set(parts)) != len(parts):
+        raise argparse.ArgumentTypeError(f"'{text}' names a method twice")
     return text
 
 
@@ -90,9 +94,7 @@ RECIPES: dict[str, dict[str, Any]] = {
 class Settings:
     """Every option of a run. `Settings.for_dataset` fills in the preset of a dataset."""
 
-    method: str = option(
-        "main_mmasia", methods, f"{', '.join((*METHODS, *BASELINES))}, {BOTH} or several: a sweep", "What to run"
-    )
+    method: str = option("main_mmasia", methods, f"{', '.join(ALL_METHODS)}, {BOTH} or several: a sweep", "What to run")
     dataset: str = option("digits", name, "dataset; see docs/datasets.md", "What to run")
     preset: str | None = option(None, tuple(RECIPES), "settings of a comparison (docs/baselines.md)", "What to run")
     root: str = option("dataset", name, "folder of the datasets", "What to run")
@@ -248,9 +250,13 @@ def shown(value: Any) -> str:
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
+def preset_of(settings: dict[str, Any]) -> dict[str, Any]:
+    """What the settings of a config.json are over: every field, as the dataset's preset and its --preset give it."""
+    return Settings.for_dataset(settings["dataset"], preset=settings.get("preset")).as_json()
+
+
 def differing_settings(settings: dict[str, Any]) -> dict[str, Any]:
     """Those of the settings of config.json that change results and differ from the preset, except `IDENTITY`."""
-    preset = Settings.for_dataset(settings["dataset"], preset=settings.get("preset")).as_json()
-    preset["preset"] = None  # named like a flag
+    preset = preset_of(settings) | {"preset": None}  # named like a flag
     ignored = {*IDENTITY, *FREE_TO_CHANGE} - ({"root"} if settings["dataset"] in OWN_IMAGES else set())
     return {field: value for field, value in settings.items() if field not in ignored and value != preset.get(field)}

@@ -308,6 +308,7 @@ REFUSALS = [
     (["--seeds", "0,1", "--seed", "2"], r"--seed and --seeds: give one of the two"),
     (["--sweep", "a/b"], r"--sweep: 'a/b' is not the plain name of a folder"),
     (["--sweep", ".."], r"--sweep"),
+    (["--method", "csq,csq"], r"--method: 'csq,csq' names a method twice"),
     (["--jobs", "2"], r"--jobs 2 runs the cells of a sweep at once; add --seeds"),
     (["--seeds", "0", "--jobs", "0"], r"--jobs: '0' must be a whole number, 1 or more"),
     (["--dry-run"], r"--dry-run lists the cells of a sweep; add --seeds"),
