@@ -9,7 +9,6 @@ from collections.abc import Sequence
 import main_mmasia
 import main_tomm
 from baselines import adsh, symmetric
-from reports.figures import run_figures
 from training.command_line import Command, parse_command
 from training.preflight import preflight
 from training.progress import result_table
@@ -75,6 +74,8 @@ def train(command: Command) -> None:
             raise
     if run.writes:
         if settings.figures:
+            from reports.figures import run_figures  # matplotlib is slow to import, and needed only with --figures
+
             run_figures(run.path, split=split)
         print(result_table(run.results))
         print(f"Written to {run.path}/")

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks.timing import memory, write_results
+from benchmarks.timing import RESULTS, memory, write_results
 from data import Options, load_data
 from data.data_loader import eval_batches, train_batches
 from utils.command import Parser, run_command
@@ -75,7 +75,7 @@ def main() -> None:
     for name, value in row.items():
         print(f"{name}: {value:,}")
     if not given.quick:
-        write_results("data_memory", [row])
+        write_results(RESULTS / "data_memory.csv", [row])
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from benchmarks.timing import in_turn, print_table, worker, write_results
+from benchmarks.timing import RESULTS, in_turn, print_table, worker, write_results
 from data import ImageDataset, Options, load_data
 from data.data_loader import train_batches
 from data.pixels import MemoryPixels
@@ -188,7 +188,7 @@ def main() -> None:
     print_table(list(rows[0]), [list(row.values()) for row in rows])
     print(", ".join(f"{key} {value}" for key, value in about.items()))
     if not given.quick:
-        write_results("data_pipeline", [row | about for row in rows])
+        write_results(RESULTS / "data_pipeline.csv", [row | about for row in rows])
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.timing import in_turn, memory, print_table, seconds, write_results
+from benchmarks.timing import RESULTS, in_turn, memory, print_table, seconds, write_results
 from training.run_folder import device_name
 from utils.command import Parser, bounded, run_command
 from utils.evaluate import average_precision
@@ -215,7 +215,7 @@ def main() -> None:
         table.append([setting.name, *cells])
     print_table(["setting", *CONTESTANTS], table)
     if not given.quick:
-        write_results("evaluate", rows)
+        write_results(RESULTS / "evaluate.csv", rows)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ less on other processes than the clock.
 
 from __future__ import annotations
 
-import csv
 import ctypes
 import gc
 import statistics
@@ -22,6 +21,7 @@ from typing import Any
 import faiss
 import numpy as np
 
+from benchmarks.timing import RESULTS, memory, print_table, write_results
 from search.backends import FaissBackend, NumpyBackend, build_structure
 from search.exact import Rows
 from search.index import Index
@@ -29,7 +29,6 @@ from utils.command import Parser, bounded, run_command
 from utils.files import require_place
 from utils.seeding import derive_seed
 
-RESULTS = Path(__file__).resolve().parent.parent / "results" / "search.csv"
 BITS, K, REPEATS = 64, 10, 5
 CODES_A_CENTRE = 1000
 HASHES = {(4, 16): (0, 1, 2), (3, 20): (0, 1)}  # (tables, bits of a key): flips
@@ -37,14 +36,6 @@ MOST_FOR_TWO_FLIPS = 1_000_000  # codes; with more, two flips compare more codes
 PROBES = (1, 8, 32, 64, 256)
 
 Search = Callable[..., list[tuple[Rows, Rows]]]
-
-
-def status(field: str) -> float:
-    """A value of /proc/self/status (Linux), in MB."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(f"{field}:"):
-            return int(line.split()[1]) * 1024 / 1e6
-    raise KeyError(field)
 
 
 def release_memory() -> None:
@@ -78,24 +69,24 @@ def measure(count: int, num_queries: int) -> list[dict[str, object]]:
     backends: list[tuple[dict[str, object], Search]] = []
 
     def add(name: str, setting: str, built: tuple[float, float, float], search: Search) -> None:
-        seconds, disk, memory = built
+        seconds, disk, resident = built
         row = {"codes": count, "backend": name, "setting": setting}
-        row |= {"build (s)": round(seconds, 1), "disk (MB)": round(disk), "memory (MB)": round(memory)}
+        row |= {"build (s)": round(seconds, 1), "disk (MB)": round(disk), "memory (MB)": round(resident)}
         backends.append((row, search))
 
     def structure(name: str, tables: tuple[int, int] | None = None) -> tuple[Any, tuple[float, float, float]]:
         release_memory()
-        before, start = status("VmRSS"), time.process_time()
+        before, start = memory("VmRSS"), time.process_time()
         result = build_structure(name, index.codes, tables=tables)
         seconds = time.process_time() - start
         release_memory()
-        memory = status("VmRSS") - before
+        resident = (memory("VmRSS") - before) / 1e6
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "structure"
             faiss.write_index_binary(result, str(path))
             disk = path.stat().st_size / 1e6
         print(f"{count:,} {name} {tables or ''}: built in {seconds:.1f} s", file=sys.stderr)
-        return result, (seconds, disk, memory)
+        return result, (seconds, disk, resident)
 
     own = NumpyBackend(index)
     start = time.process_time()
@@ -150,7 +141,9 @@ def work() -> None:
         help="numbers of codes",
     )
     parser.add_argument("--queries", type=whole, default=100, metavar="N", help="number of queries [100]")
-    parser.add_argument("-o", "--output", type=Path, default=RESULTS, metavar="FILE", help="CSV [results/search.csv]")
+    parser.add_argument(
+        "-o", "--output", type=Path, default=RESULTS / "search.csv", metavar="FILE", help="CSV [results/search.csv]"
+    )
     arguments = parser.parse_args()
     require_place(arguments.output, "-o")
     faiss.omp_set_num_threads(1)
@@ -158,15 +151,10 @@ def work() -> None:
     for count in arguments.codes:
         rows += measure(count, arguments.queries)
         gc.collect()
-    with arguments.output.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    print("| " + " | ".join(rows[0]) + " |\n|" + " --- |" * len(rows[0]))
-    for row in rows:
-        cells = [f"{value:,}" if isinstance(value, int | float) else str(value) for value in row.values()]
-        print(f"| {' | '.join(cells)} |")
-    print(f"\nfaiss {faiss.__version__}; peak memory {status('VmHWM'):,.0f} MB")
+    write_results(arguments.output, rows)
+    cells = [[f"{cell:,}" if isinstance(cell, int | float) else str(cell) for cell in row.values()] for row in rows]
+    print_table(list(rows[0]), cells)
+    print(f"\nfaiss {faiss.__version__}; peak memory {memory('VmHWM') / 1e6:,.0f} MB")
 
 
 if __name__ == "__main__":

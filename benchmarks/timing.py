@@ -15,6 +15,7 @@ import torch
 from utils.errors import UserError
 
 T = TypeVar("T")
+RESULTS = Path(__file__).parents[1] / "results"
 
 
 def seconds(work: Callable[[], Any]) -> float:
@@ -89,9 +90,8 @@ def print_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
         print(f"| {' | '.join(row)} |", flush=True)
 
 
-def write_results(name: str, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write results/NAME.csv, one line for each row."""
-    path = Path(__file__).parents[1] / "results" / f"{name}.csv"
+def write_results(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write a CSV, one line for each row."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
         writer.writeheader()
