@@ -1,13 +1,14 @@
-# make run    train both variants on the embedded digits, 32 bits
-# make test   all tests, with coverage
-# make check  style, format and types
-# make clean  remove the environment and the caches of the tools
+# make run       train both variants on the embedded digits, 32 bits
+# make test      all tests, with coverage
+# make test-gpu  the tests that need a GPU
+# make check     style, format and types
+# make clean     remove the environment and the caches of the tools
 # Each target first creates the environment .venv if it is missing.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test check clean
+.PHONY: run test test-gpu check clean
 
 run: $(VENV)/.ready
 	$(BIN)/python run.py --method main_mmasia --dataset digits --code-length 32
@@ -15,6 +16,9 @@ run: $(VENV)/.ready
 
 test: $(VENV)/.ready
 	$(BIN)/python -m pytest -n 2 --dist worksteal --cov --cov-report=term:skip-covered --cov-fail-under=90
+
+test-gpu: $(VENV)/.ready
+	$(BIN)/python -m pytest -m gpu
 
 check: $(VENV)/.ready
 	$(BIN)/ruff check .

@@ -31,7 +31,6 @@ class DPSH(nn.Module):
 
     def forward(self, hash_output: Tensor, labels: Tensor, rows: Tensor, progress: float) -> dict[str, Tensor]:
         """Parts "pairs" and "quantisation"; `progress` is not used."""
-        rows = rows.to(self.bank.device)
         self.bank[rows] = hash_output.detach()
         self.seen[rows] = True
         product = hash_output @ self.bank[self.seen].T / 2  # θ [N, rows seen]

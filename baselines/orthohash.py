@@ -15,8 +15,6 @@ from torch.nn.utils.fusion import fuse_linear_bn_eval
 from baselines.cross_entropy import label_cross_entropy
 from utils.seeding import generator
 
-MARGIN, MARGIN_CIFAR10 = 0.2, 0.3
-
 
 class BatchNorm(nn.BatchNorm1d):
     """BatchNorm1d that normalises a batch of one image, which has no variance, by the running statistics."""
@@ -44,7 +42,7 @@ class OrthoHash(nn.Module):
     targets: Tensor
 
     def __init__(
-        self, code_length: int, num_classes: int, *, seed: int, margin: float = MARGIN, scale: float = 8.0
+        self, code_length: int, num_classes: int, *, seed: int, margin: float = 0.2, scale: float = 8.0
     ) -> None:
         super().__init__()
         self.margin, self.scale = margin, scale

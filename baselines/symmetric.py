@@ -15,7 +15,7 @@ from baselines.csq import CSQ
 from baselines.dpsh import DPSH
 from baselines.greedyhash import GreedyHash
 from baselines.hashnet import HashNet
-from baselines.orthohash import MARGIN, MARGIN_CIFAR10, BatchNorm, OrthoHash, fold_batch_norm
+from baselines.orthohash import BatchNorm, OrthoHash, fold_batch_norm
 from data import Split
 from modules import image_network
 from training.loop import Loop
@@ -39,8 +39,7 @@ def loss_of(settings: Settings, code_length: int, split: Split) -> nn.Module:
         return CSQ(code_length, num_classes, seed=seed)
     if settings.method == "greedyhash":
         return GreedyHash(code_length, num_classes)
-    margin = MARGIN_CIFAR10 if settings.dataset == "cifar-10" else MARGIN
-    return OrthoHash(code_length, num_classes, seed=seed, margin=margin)
+    return OrthoHash(code_length, num_classes, seed=seed, margin=settings.margin)
 
 
 def train(run: RunFolder, code_length: int, split: Split) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """Batches: (images float32 [N, 3, S, S], labels float32 [N, C], index int64 [N]).
 
 The content of a batch depends only on the key: order, crops and mirror images are drawn for the whole pass before the
-first batch is made. Threads only share the work. An index is a position in the dataset; it stays on the CPU, where it
-can index a tensor on any device.
+first batch is made. Threads only share the work. An index is a position in the dataset. All are on the device, and no
+copy waits for a GPU.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ import numpy as np
 import torch
 
 from data.image_dataset import ImageDataset
-from data.pixels import MemoryPixels
 from data.transform import AUGMENTATIONS, BatchResampler, draw_windows
 from utils.errors import UserError
 from utils.seeding import generator
@@ -78,8 +77,9 @@ class BatchLoader:
         return len(self.cuts) - 1
 
     def __iter__(self) -> Iterator[Batch]:
-        if isinstance(self.dataset.source, MemoryPixels) and (self.whole or self._by_matrices):
-            yield from self._whole_batches(self.dataset.source)
+        stored = self.dataset.source.on(self.device) if self.whole or self._by_matrices else None
+        if stored is not None:
+            yield from self._whole_batches(stored)
             return
         size = self.dataset.image_size
         buffers = _Buffers((int(np.diff(self.cuts).max(initial=0)), 3, size, size))
@@ -102,13 +102,12 @@ class BatchLoader:
             finally:
                 executor.shutdown(wait=True, cancel_futures=True)
 
-    def _whole_batches(self, source: MemoryPixels) -> Iterator[Batch]:
+    def _whole_batches(self, stored: torch.Tensor) -> Iterator[Batch]:
         if not len(self.table):
             return
-        stored = source.on(self.device)
         resampler = BatchResampler(self.table, self.dataset.image_size, self.device)
         for low, high in itertools.pairwise(self.cuts):
-            pixels = stored[torch.from_numpy(self._rows[low:high]).to(self.device)]
+            pixels = stored[self._send(torch.from_numpy(self._rows[low:high]))]
             if self._by_matrices:
                 images = resampler.by_matrices(pixels, slice(low, high))
             else:
@@ -134,11 +133,15 @@ class BatchLoader:
         return images, self.index[low:high], parts
 
     def _finish(self, images: torch.Tensor, index: torch.Tensor) -> Batch:
-        labels = self.dataset.labels[index].to(self.device, non_blocking=True)
         images = images.to(self.device, non_blocking=True)
         if self.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
-        return images, labels, index.clone()
+        return images, self._send(self.dataset.labels[index]), self._send(index.clone())
+
+    def _send(self, values: torch.Tensor) -> torch.Tensor:
+        if self.device.type == "cuda":  # pragma: no cover - from page-locked memory, or the copy waits for the GPU
+            values = values.pin_memory()
+        return values.to(self.device, non_blocking=True)
 
 
 def _as_index(dataset: ImageDataset, indices: Indices) -> torch.Tensor:

@@ -22,14 +22,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
 from data.parallel import in_parallel
-from data.pixels import ImageFiles, PixelSource
+from data.pixels import ImageFiles, MemoryPixels, PixelSource
 from utils.errors import UserError
 from utils.files import locked
 
 VERSION = 3
+# Images of one size, such as CIFAR-10's, are kept on a GPU where they take no more than this.
+GPU_BYTES = 2**31
 
 
 class StaleCache(Exception):
@@ -44,6 +47,7 @@ class CachedPixels(PixelSource):
 
     def __init__(self, path: Path, files: ImageFiles) -> None:
         """Raises StaleCache where the file is cut short, of another version, or damaged behind its pixels."""
+        self._in_memory: MemoryPixels | None = None
         self.path, self.files = path, files
         self._file = os.open(path, os.O_RDONLY)
         weakref.finalize(self, os.close, self._file)
@@ -67,6 +71,16 @@ class CachedPixels(PixelSource):
                 raise UserError(f"{self.path} has been cut short since the run began; delete it and run again.")
             left, offset = left[count:], offset + count
         return pixels
+
+    def on(self, device: torch.device) -> torch.Tensor | None:
+        """As `PixelSource.on`: None on the CPU, for images of several sizes, and for more than `GPU_BYTES`."""
+        height, width = map(int, self.sizes[0])
+        if device.type == "cpu" or len(self) * height * width * 3 > GPU_BYTES or (self.sizes != self.sizes[0]).any():
+            return None
+        if self._in_memory is None:
+            pixels = torch.stack([self.image(row) for row in range(len(self))])
+            self._in_memory = MemoryPixels(pixels)
+        return self._in_memory.on(device)
 
     def __reduce__(self) -> tuple[Callable[..., CachedPixels], tuple[Any, ...]]:
         return CachedPixels, (self.path, self.files)

@@ -51,6 +51,10 @@ class PixelSource(ABC):
         height = int(self.sizes[row, 0])
         return torch.from_numpy(self.read(row, 0, height).transpose(2, 0, 1).copy())
 
+    def on(self, device: torch.device) -> torch.Tensor | None:
+        """All stored images on `device`, where they stay from now on: uint8 [n, 3, h, w]; None: use `fill`."""
+        return None
+
     def fill(self, rows: np.ndarray, table: np.ndarray, out: np.ndarray) -> None:
         """Make the images `rows` (int64 [N]) with the windows `table` (int64 [N, 9]): float32 `out` [N, 3, S, S]."""
         for row, window, target in zip(rows.tolist(), table, out, strict=True):

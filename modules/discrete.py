@@ -78,7 +78,7 @@ def discrete_step(
 
     Args:
         codes: B [n_database, K]; the rows Ω change.
-        sample: Ω [n] (int64, on the CPU).
+        sample: Ω [n] (int64).
         labels: multi-hot labels of the database [n_database, C].
         sample_codes: U_image, U_label and U_latent of the sample [3, n, K].
         other_codes: ablation, the full database update of ADSH: the same of every row [3, n_database, K]. Rows outside
@@ -86,12 +86,12 @@ def discrete_step(
     """
     rows, row_codes = sample, sample_codes
     if other_codes is not None:
-        rows, row_codes = torch.arange(len(codes)), other_codes.clone()
+        rows, row_codes = torch.arange(len(codes), device=codes.device), other_codes.clone()
         row_codes[:, sample] = sample_codes
     sample_labels, image_code = labels[sample], sample_codes[0]
     ratio = balance_ratio(sample_labels, labels)
     pull = torch.empty_like(row_codes[0])
-    for block in torch.arange(len(rows)).split(max(1, BLOCK_PAIRS // len(sample))):
+    for block in torch.arange(len(rows), device=codes.device).split(max(1, BLOCK_PAIRS // len(sample))):
         # (K · S)ᵀ U: the rows of this S are the updated rows of B, so it is already transposed.
         pull[block] = (codes.shape[1] * softened(labels[rows[block]], sample_labels, ratio)) @ image_code
     linear = pull + gamma * row_codes[0] + alpha * row_codes[1] + beta * row_codes[2]

@@ -160,6 +160,8 @@ def require_fitting(settings: Settings) -> None:
     """UserError where the method has no use for a setting."""
     preset = settings.own_preset()
     unused = {} if settings.method == "main_tomm" else dict.fromkeys(TOMM_ONLY, "main_tomm")
+    if settings.method != "orthohash":
+        unused["margin"] = "orthohash"
     if settings.method in BASELINES:
         unused |= dict.fromkeys(SCHN_ONLY, "main_mmasia and main_tomm")
     for field, owner in unused.items():

@@ -11,6 +11,7 @@ from data import Split
 from data.data_loader import BatchLoader, train_batches
 from modules.discrete import draw_sample
 from training.checkpoint import Checkpoint, Stateful
+from training.cuda_graphs import replay_forward
 from training.progress import Progress
 from training.recorder import Recorder
 from training.run_folder import RunFolder
@@ -41,16 +42,23 @@ class Loop:
         self.recorder = Recorder(run, code_length, split, model_image)
         self.checkpoint = Checkpoint(run, code_length, codes, model_image=model_image, **parts, report=self.recorder)
         done = self.checkpoint.restore()
+        if self.settings.cuda_graphs:
+            for network in (model_image, parts.get("model_label"), parts.get("model_cycle")):
+                if isinstance(network, nn.Module):
+                    replay_forward(network)
         self.progress = Progress(self.settings, code_length, done)
         self.left = range(done, self.settings.max_iter)
         self.losses: dict[str, float] = {}
 
     def iterations(self) -> Iterator[tuple[int, Tensor]]:
-        """(number from 0, Ω) of each iteration that is not yet done; Ω are its database rows, ascending, int64 [n]."""
+        """(number from 0, Ω) of each iteration that is not yet done.
+
+        Ω are its database rows, ascending, int64 [n], on the device.
+        """
         with self.progress:
             for iteration in self.left:
                 sample = draw_sample(len(self.pool), self.settings.num_samples, self.settings.seed, iteration)
-                yield iteration, sample
+                yield iteration, sample.to(self.run.device)
 
     def batches(self, sample: Tensor, *key: int) -> BatchLoader:
         """One shuffled and augmented pass over Ω: images [N, 3, S, S], labels [N, C], rows [N]; the same `key`,

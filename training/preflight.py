@@ -30,6 +30,8 @@ def preflight(settings: Settings) -> tuple[Settings, torch.device, Split]:
                 "use cuda, and each takes its own."
             )
         torch.cuda.set_device(device)
+    if settings.cuda_graphs and device.type != "cuda":
+        raise UserError(f"--cuda-graphs needs a GPU, and this run is on the {device}; leave the flag out.")
     require_writable(Path(settings.logs), f"--logs {settings.logs}", create=True)
     if settings.tensorboard:
         require_tensorboard()

@@ -86,6 +86,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "num_samples": 5000,
         "eval_iter": 5,
         "precision": "bfloat16",
+        "margin": 0.3,
     },
 }
 
@@ -137,8 +138,12 @@ class Settings:
     alpha: float = option(2.0, WEIGHT, "weight of the label codes in the discrete step", "Training")
     beta: float = option(0.1, WEIGHT, "weight of the latent codes in the discrete step", "Training")
     gamma: float = option(10.0, WEIGHT, "weight of the quantisation terms", "Training")
+    margin: float = option(0.2, WEIGHT, "orthohash: margin of the cosine", "Training")
     precision: str = option(
         "float32", ("float32", "bfloat16"), "precision of the networks' passes; bfloat16 is faster", "Training"
+    )
+    cuda_graphs: bool = option(
+        False, None, "replay the kernels of the networks as CUDA graphs; faster on a GPU", "Training"
     )
     save_iter: int = option(10, COUNT_OR_ZERO, "iterations between two checkpoints; 0: none", "Training")
 
@@ -219,6 +224,7 @@ class Settings:
 # What differs from the defaults above, which are the release's settings for CIFAR-10 (docs/datasets.md has the table).
 _LONG = {"max_iter": 150, "milestones": (131,)}
 PRESETS: dict[str, dict[str, Any]] = {
+    "cifar-10": {"margin": 0.3},
     "nus-wide-tc21": {"num_samples": 10500, **_LONG, "topk": 5000},
     "nus-wide-tc10": {"num_samples": 10500, **_LONG, "topk": 5000},
     "flickr25k": {**_LONG, "topk": 5000},

@@ -221,8 +221,9 @@ def test_the_schedule_of_hashnet_and_the_margin_of_orthohash(tmp_path, small, mo
     train(tmp_path, "--method", "hashnet", "--max-iter", "2", "--max-epoch", "2", "--batch-size", "300")
     assert shares == [0, 0.25, 0.5, 0.75]
     split = load_data("digits", "unused", Options(seed=0, image_size=16))
-    for dataset, margin in (("cifar-10", 0.3), ("nus-wide-tc21", 0.2), ("digits", 0.2)):
-        settings = Settings.for_dataset(dataset, method="orthohash")
+    photographs = Settings.for_dataset("folder", method="orthohash", preset="cifar-10-cpu")
+    presets = {dataset: Settings.for_dataset(dataset, method="orthohash") for dataset in ("cifar-10", "digits")}
+    for settings, margin in ((presets["cifar-10"], 0.3), (photographs, 0.3), (presets["digits"], 0.2)):
         assert symmetric.loss_of(settings, 12, split).margin == margin
 
 
@@ -246,6 +247,7 @@ def test_both_stays_the_two_mains_and_run_knows_every_method():
         (["--method", "dpsh", "--gamma", "5"], "--gamma: dpsh has nothing that it changes; it is a flag of main_mm"),
         (["--method", "adsh", "--update-all-rows"], "--update-all-rows: adsh has nothing that it changes"),
         (["--method", "csq", "--milestones", "3"], "--milestones: csq .* a flag of main_tomm"),
+        (["--method", "csq", "--margin", "0.5"], "--margin: csq .* a flag of orthohash"),
         (["--method", "hashne"], "did you mean hashnet"),
     ],
 )
