@@ -12,6 +12,10 @@ from modules.pretrained import load_weights
 from utils.errors import UserError
 
 BACKBONES = ("alexnet", "resnet18", "resnet50", "vit_b_16", "squeezenet1_0")
+# With the ImageNet weights the averaged channels of SqueezeNet 1.0 have a root mean square of 33 on images of 64 pixels
+# and of 11 on 224 (300 images of CIFAR-10). Left as they are, they saturate the tanh of the codes and the attention
+# before the first step (docs/comparison.md).
+SQUEEZENET_SCALE = 32
 SMALLEST = {"alexnet": 63, "squeezenet1_0": 21}  # pixels; below, the last max pooling would have nothing left
 
 
@@ -20,9 +24,9 @@ class BackboneHash(nn.Module):
 
     F_image is the input of the last layer of torchvision's network: the pooled features of a ResNet (F = 512 or 2048),
     the class token of ViT-B/16 (F = 768); of SqueezeNet 1.0 the 512 channels before the classifier, averaged over the
-    image, without dropout. State-dict names are "backbone." + torchvision's names, and `hash_layer`. `weights`: as for
-    `AlexNetHash`. ViT-B/16 needs an `image_size` S that is a multiple of its patch size 16, and 224 with the ImageNet
-    weights.
+    image and divided by 32, without dropout. State-dict names are "backbone." + torchvision's names, and `hash_layer`.
+    `weights`: as for `AlexNetHash`. ViT-B/16 needs an `image_size` S that is a multiple of its patch size 16, and 224
+    with the ImageNet weights.
 
     Raises:
         UserError: the weights cannot be downloaded or read, or do not fit, or ViT-B/16 cannot use the image size.
@@ -32,6 +36,7 @@ class BackboneHash(nn.Module):
         self, backbone: str, code_length: int, *, weights: str | os.PathLike[str] | None, image_size: int
     ) -> None:
         super().__init__()
+        self.feature_scale = 1
         if backbone == "vit_b_16":
             if image_size % 16:
                 raise UserError(f"--image-size {image_size}: vit_b_16 needs a multiple of 16; use 224, for example.")
@@ -42,6 +47,7 @@ class BackboneHash(nn.Module):
             self.backbone = get_model(backbone, weights=None)
             self.feature_dim, head = self.backbone.classifier[1].in_channels, "classifier."
             self.backbone.classifier = nn.AdaptiveAvgPool2d(1)
+            self.feature_scale = SQUEEZENET_SCALE
         else:
             self.backbone = get_model(backbone, weights=None)
             self.feature_dim, head = self.backbone.fc.in_features, "fc."
@@ -52,7 +58,7 @@ class BackboneHash(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """images [N, 3, S, S], ImageNet-normalised → (features [N, F], code [N, K] in (-1, 1))."""
-        features = self.backbone(images)
+        features = self.backbone(images) / self.feature_scale
         return features, self.hash_layer(features)
 
 

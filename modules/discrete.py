@@ -32,7 +32,7 @@ def softened(labels: Tensor, other_labels: Tensor, ratio: float) -> Tensor:
     dtype = torch.promote_types(labels.dtype, torch.get_default_dtype())
     similar = labels.to(dtype) @ other_labels.to(dtype).T > 0  # [n, m]
     # S(1+r) − r is 1 where S = 1 and −1 − 2r where S = −1; in this form the first case has no rounding error.
-    apart = torch.tensor(-1.0 - 2.0 * ratio, dtype=dtype, device=similar.device)
+    apart = torch.full((), -1.0 - 2.0 * ratio, dtype=dtype, device=similar.device)
     return torch.where(similar, torch.ones_like(apart), apart)
 
 

@@ -30,7 +30,7 @@ from plots.style import (
 from utils.errors import UserError
 
 Rows = Sequence[Mapping[str, Any]]
-Curves = Mapping[str, Sequence[Mapping[str, Any]]]
+Curves = Mapping[str, Sequence[Mapping[Any, Any]]]
 Series = Mapping[str, Mapping[int, Sequence[float]]]
 
 _CODE_LOSSES = ("image", "label", "latent")  # the parts f(U) of docs/method.md
@@ -61,22 +61,19 @@ def draw_at_cutoffs(axes: Axes, curves: Curves, ylabel: str = "precision@N") -> 
             more seeds, a band shows ± their sample standard deviation.
     """
     _require(curves, f"values of {ylabel}")
-    drawn: list[float] = []
-    for index, (name, seeds) in enumerate(curves.items()):
-        cutoffs = [int(n) for n in seeds[0]]
-        values = _stacked(name, [list(seed.values()) for seed in seeds])
-        if any([int(n) for n in seed] != cutoffs for seed in seeds):
-            raise UserError(f"{name}: the runs have different N; compare runs with databases of the same size.")
-        mean = values.mean(axis=0)
-        style = series_style(index)
-        axes.plot(cutoffs, mean, label=_counted(name, len(seeds), curves), **style)
-        spread = values.std(axis=0, ddof=1) if len(seeds) > 1 else np.zeros_like(mean)
-        if len(seeds) > 1:
-            axes.fill_between(cutoffs, mean - spread, mean + spread, color=style["color"], alpha=0.15, linewidth=0)
-        drawn += [*(mean - spread), *(mean + spread)]
+    drawn = _draw_means(axes, curves, "N; compare runs with databases of the same size")
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.set(xlabel="N, items from the top of the list", ylabel=ylabel)
+    fit_share_axis(axes, drawn)
+
+
+def draw_map_by_iteration(axes: Axes, curves: Curves, ylabel: str = "mAP") -> None:
+    """mAP against the iteration. `curves`: by name, {iteration: mAP} of each seed; drawn as in `draw_at_cutoffs`."""
+    _require(curves, "evaluations")
+    drawn = _draw_means(axes, curves, "evaluations; compare runs with the same --eval-iter and --max-iter")
+    axes.set_ylabel(ylabel)
+    _iterations(axes)
     fit_share_axis(axes, drawn)
 
 
@@ -184,6 +181,24 @@ def draw_distinct(axes: Axes, rows: Rows) -> None:
     _iterations(axes)
 
 
+def _draw_means(axes: Axes, curves: Curves, differing: str) -> list[float]:
+    """The mean over seeds of each name's curves {x: y}, with a band of ± one deviation; returns the extreme values."""
+    drawn: list[float] = []
+    for index, (name, seeds) in enumerate(curves.items()):
+        places = [int(x) for x in seeds[0]]
+        values = _stacked(name, [list(seed.values()) for seed in seeds])
+        if any([int(x) for x in seed] != places for seed in seeds):
+            raise UserError(f"{name}: the runs have different {differing}.")
+        mean = values.mean(axis=0)
+        style = series_style(index)
+        axes.plot(places, mean, label=_counted(name, len(seeds), curves), **style)
+        spread = values.std(axis=0, ddof=1) if len(seeds) > 1 else np.zeros_like(mean)
+        if len(seeds) > 1:
+            axes.fill_between(places, mean - spread, mean + spread, color=style["color"], alpha=0.15, linewidth=0)
+        drawn += [*(mean - spread), *(mean + spread)]
+    return drawn
+
+
 def _loss_parts(rows: Rows) -> list[str]:
     return list(dict.fromkeys(part for row in rows for part in row["loss"]))
 
@@ -224,6 +239,11 @@ def precision_recall_figure(path: str | Path, curves: Curves, title: str = "") -
 def cutoff_figure(path: str | Path, curves: Curves, ylabel: str = "precision@N", title: str = "") -> Path:
     """Write the figure of `draw_at_cutoffs`."""
     return _one_panel(path, title, lambda axes: draw_at_cutoffs(axes, curves, ylabel))
+
+
+def iteration_figure(path: str | Path, curves: Curves, ylabel: str = "mAP", title: str = "") -> Path:
+    """Write the figure of `draw_map_by_iteration`."""
+    return _one_panel(path, title, lambda axes: draw_map_by_iteration(axes, curves, ylabel))
 
 
 def map_figure(path: str | Path, series: Series, ylabel: str = "mAP", title: str = "") -> Path:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from data import Split
-from plots.curves import map_figure, training_figure
+from plots.curves import iteration_figure, map_figure, training_figure
 from plots.gallery import gallery_figure, gallery_of
 from plots.style import FORMATS
 from reports.evaluate import by_name, evaluate_set, evaluation_figures
@@ -38,6 +38,12 @@ DESCRIPTION = "Draw the figures of a finished run, or compare several runs."
 METHOD_NAMES = {
     "main_mmasia": "MM Asia",
     "main_tomm": "TOMM",
+    "adsh": "ADSH",
+    "dpsh": "DPSH",
+    "hashnet": "HashNet",
+    "csq": "CSQ",
+    "greedyhash": "GreedyHash",
+    "orthohash": "OrthoHash",
 }
 CODE_NAMES = {
     "learned": "learned codes",
@@ -137,6 +143,18 @@ def map_series(groups: Mapping[str, Sequence[Run]], database: str = "learned") -
     return series
 
 
+def map_by_iteration(groups: Mapping[str, Sequence[Run]]) -> dict[int, dict[str, list[dict[int, float]]]]:
+    """{iteration: mAP} of each seed, by code length and group; without runs that were evaluated only once."""
+    curves: dict[int, dict[str, list[dict[int, float]]]] = defaultdict(lambda: defaultdict(list))
+    for name, runs in groups.items():
+        for run in runs:
+            for bits, rows in metrics_by_length(run.folder).items():
+                points = {row["iteration"]: row["map"] for row in rows if "map" in row}
+                if len(points) > 1:
+                    curves[bits][name].append(points)
+    return curves
+
+
 def run_figures(
     folder: Path, *, split: Split | None = None, output: Path | None = None, file_format: str = "png"
 ) -> list[Path]:
@@ -183,8 +201,9 @@ def comparison_figures(
 ) -> list[Path]:
     """Write the figures that compare several runs into `output`; runs that differ only in the seed are one curve.
 
-    These are mAP by code length (mean ± sample standard deviation over seeds), and the `evaluation_figures` of the
-    saved codes for each code length. Where some methods learn no codes, the legend marks the curves of network's codes.
+    These are mAP by code length (mean ± sample standard deviation over seeds), and for each code length mAP by
+    iteration and the `evaluation_figures` of the saved codes. Where some methods learn no codes, the legend marks the
+    curves of network's codes.
 
     Raises:
         UserError: not the folder of a finished run, or two runs of one experiment with the same seed.
@@ -199,8 +218,14 @@ def comparison_figures(
     path = output / f"map-by-code-length.{file_format}"
     written = [map_figure(path, map_series(marked, database), ylabel, ", ".join(heading + spread))]
 
+    codes, by_codes = _marked(groups, "learned")
+    for bits, curves in sorted(map_by_iteration(by_codes).items()):
+        path = output / f"map-by-iteration-{bits}bits.{file_format}"
+        ylabel = f"{_map_name(runs)}, {CODE_NAMES[codes]}"
+        written.append(iteration_figure(path, curves, ylabel, ", ".join([*heading, f"{bits} bits"])))
+
     by_length: dict[int, dict[str, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
-    for name, group in _marked(groups, "learned")[1].items():
+    for name, group in by_codes.items():
         for run in group:
             for code_set in _code_sets(run):
                 report = evaluate_set(code_set, topk=None)

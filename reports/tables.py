@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import sys
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from training.settings import differing_settings, flag_of
 from utils.command import Parser, run_command
 from utils.errors import UserError
 from utils.files import require_place, write_file
-from utils.runs import DATABASES, FAILURE, RESULTS, read_config, read_results
+from utils.runs import DATABASES, FAILURE, RESULTS, read_config, read_metrics, read_results
 
 COMMAND = "python -m reports tables"
 DESCRIPTION = "Collect finished runs in a CSV, print tables and comparisons."
@@ -100,6 +101,22 @@ def read_csv(path: Path, fields: Sequence[str] = FIELDS) -> pd.DataFrame:
         except ValueError as error:
             raise UserError(f"{path}: row {number} is damaged ({error}); restore the file.") from error
     return rows[[*fields]]
+
+
+def curves(folders: Sequence[Path]) -> pd.DataFrame:
+    """The evaluations during training of all finished runs in the folders: one row for each iteration with an mAP."""
+    rows = []
+    for folder in folders:
+        for path in sorted(folder.rglob(RESULTS)):
+            settings = read_config(path.parent)["settings"]
+            seconds: dict[int, float] = defaultdict(float)
+            for row in read_metrics(path.parent):
+                seconds[row["code_length"]] += row["seconds"]
+                if "map" in row:
+                    own = {key: settings[key] for key in ("method", "dataset", "lr", "seed")}
+                    own |= {key: row.get(key) for key in ("code_length", "iteration", "map", "validation_map")}
+                    rows.append(own | {"seconds": round(seconds[row["code_length"]])})
+    return pd.DataFrame(rows)
 
 
 def collect(sources: Sequence[Path]) -> pd.DataFrame:
@@ -302,6 +319,11 @@ def _default_pairs(runs: pd.DataFrame) -> list[Sequence[str]]:
     return [*methods, *ablations]
 
 
+def _write_csv(path: Path, rows: pd.DataFrame, flag: str) -> None:
+    text = rows.to_csv(index=False, lineterminator="\n", float_format="%.6g")
+    write_file(path, lambda file: file.write(text.encode()), flag)
+
+
 def main(arguments: Sequence[str]) -> int:
     """Run with the given command line."""
     return run_command(COMMAND, lambda: _print_tables(arguments))
@@ -314,6 +336,9 @@ def _print_tables(arguments: Sequence[str]) -> None:
         help="folder with runs at any depth, or a CSV of runs; FOLDER CSV: same as FOLDER -o CSV",
     )  # fmt: skip
     parser.add_argument("-o", "--output", type=Path, metavar="CSV", help="write the collected rows to this file")
+    parser.add_argument(
+        "--curves", type=Path, metavar="CSV", help="write the mAP by iteration of the folders to this file"
+    )
     parser.add_argument("--latex", action="store_true", help="LaTeX (package booktabs) instead of Markdown")
     parser.add_argument(
         "--layout", choices=("wide", "long"), default="wide",
@@ -330,12 +355,14 @@ def _print_tables(arguments: Sequence[str]) -> None:
         sources, output = sources[:1], sources[1]
     if options.variants and not options.compare:
         raise UserError("--variants: names what --compare compares; add --compare.")
-    if output is not None:
-        require_place(output, "--output")
+    for path, flag in ((output, "--output"), (options.curves, "--curves")):
+        if path is not None:
+            require_place(path, flag)
     rows = collect(sources)
     if output is not None:
-        text = rows.to_csv(index=False, lineterminator="\n")
-        write_file(output, lambda file: file.write(text.encode()), "--output")
+        _write_csv(output, rows, "--output")
+    if options.curves is not None:
+        _write_csv(options.curves, curves([source for source in sources if source.is_dir()]), "--curves")
     runs = as_runs(rows)
     if options.compare:
         tables = [comparison(runs, options.variants, options.codes)]

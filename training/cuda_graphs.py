@@ -3,6 +3,7 @@ computing them (https://docs.pytorch.org/docs/stable/generated/torch.cuda.make_g
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -40,6 +41,8 @@ def _recorded(network: nn.Module, plain: Any, inputs: tuple[Tensor, ...]) -> Any
     examples = tuple(tensor.detach().clone().requires_grad_(tensor.requires_grad) for tensor in inputs)
     network.forward = plain
     precision = torch.get_autocast_dtype("cuda")
+    # The recorded gradients are added on the stream of the recording; torch waits for it where it must.
+    warnings.filterwarnings("ignore", "The AccumulateGrad node's stream does not match")
     with torch.autocast("cuda", precision, enabled=torch.is_autocast_enabled("cuda"), cache_enabled=False):
         torch.cuda.make_graphed_callables(network, examples, allow_unused_input=True)
     replayed, network.forward = network.forward, wrapper

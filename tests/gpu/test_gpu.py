@@ -124,9 +124,12 @@ def test_a_resumed_run_continues(method, tmp_path, monkeypatch):
 
 
 def test_torchrun_with_nccl(tmp_path):
-    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "1", "run.py", "--dataset", "digits"]
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "1"]
     done = subprocess.run(
-        [sys.executable, *command, *SMALL, "--logs", str(tmp_path)], capture_output=True, text=True, timeout=120
+        [sys.executable, *command, "--", "run.py", *SMALL, "--logs", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert done.returncode == 0, done.stderr
     (folder,) = tmp_path.iterdir()

@@ -131,8 +131,8 @@ def test_the_command_compares_runs(tmp_path, capsys, monkeypatch):
         == 0
     )
     names = [
-        "map-by-code-length.pdf", "precision-recall-12bits.pdf", "precision-at-n-12bits.pdf",
-        "precision-recall-32bits.pdf", "precision-at-n-32bits.pdf",
+        "map-by-code-length.pdf", "map-by-iteration-12bits.pdf", "map-by-iteration-32bits.pdf",
+        "precision-recall-12bits.pdf", "precision-at-n-12bits.pdf", "precision-recall-32bits.pdf", "precision-at-n-32bits.pdf",
     ]  # fmt: skip
     assert [line.rsplit("/", 1)[-1] for line in capsys.readouterr().out.splitlines()] == names
     assert all((tmp_path / "out" / name).read_bytes().startswith(b"%PDF") for name in names)
@@ -145,7 +145,21 @@ def test_the_command_compares_runs(tmp_path, capsys, monkeypatch):
 def test_without_an_output_a_comparison_lies_beside_the_runs(tmp_path, capsys):
     folders = [fake_run(tmp_path / name, seed=seed, codes=False) for seed, name in enumerate("ab")]
     assert reports.figures.main([*map(str, folders)]) == 0
-    assert [path.name for path in (tmp_path / "figures").iterdir()] == ["map-by-code-length.png"]
+    assert sorted(path.name for path in (tmp_path / "figures").iterdir()) == [
+        "map-by-code-length.png", "map-by-iteration-12bits.png", "map-by-iteration-32bits.png"
+    ]  # fmt: skip
+
+
+def test_map_by_iteration_is_that_of_the_evaluations_of_each_seed(tmp_path, monkeypatch):
+    folders = [fake_run(tmp_path / name, seed=seed, codes=False, maps=((12, 0.5),)) for seed, name in enumerate("ab")]
+    drawn = []
+    monkeypatch.setattr(reports.figures, "iteration_figure", lambda *arguments: drawn.append(arguments) or arguments[0])
+    reports.figures.comparison_figures(folders, tmp_path / "out")
+    of_one_seed = {row["iteration"]: row["map"] for row in metrics() if "map" in row}
+    assert len(of_one_seed) > 1
+    path, curves_of, ylabel, title = drawn[0]
+    assert path.name == "map-by-iteration-12bits.png" and (ylabel, title) == ("mAP, learned codes", "digits, 12 bits")
+    assert curves_of == {"MM Asia": [of_one_seed, of_one_seed]}
 
 
 def without_learned_codes(folder):
@@ -169,7 +183,7 @@ def test_a_method_that_learns_no_codes_is_drawn_with_the_codes_of_its_network(tm
     )
     names = [path.name for path in reports.figures.run_figures(folder)]
     assert drawn == {
-        "csq, digits, 12 bits": "network's codes", "csq, digits, 32 bits": "network's codes",
+        "CSQ, digits, 12 bits": "network's codes", "CSQ, digits, 32 bits": "network's codes",
         "network's codes": {12: [pytest.approx(0.4)], 32: [pytest.approx(0.6)]},
     }  # fmt: skip
     assert names[-2:] == ["precision-recall.png", "precision-at-n.png"], "the saved codes are found"
@@ -185,14 +199,14 @@ def test_a_comparison_marks_the_curves_of_methods_that_learn_no_codes(tmp_path, 
     monkeypatch.setattr(
         reports.evaluate, "precision_recall_figure", lambda path, named, title: curves_of.append(list(named)) or path
     )
-    both = ["MM Asia", "csq, network's codes"]
+    both = ["MM Asia", "CSQ, network's codes"]
     reports.figures.comparison_figures([asymmetric, symmetric], tmp_path / "out")
     assert list(maps[0][0]) == both and maps[0][1] == "mAP, learned codes" and curves_of == [both, both]
-    assert maps[0][0]["csq, network's codes"] == {12: [pytest.approx(0.4)], 32: [pytest.approx(0.6)]}
+    assert maps[0][0]["CSQ, network's codes"] == {12: [pytest.approx(0.4)], 32: [pytest.approx(0.6)]}
     reports.figures.comparison_figures([asymmetric, symmetric], tmp_path / "out", database="network")
-    assert list(maps[1][0]) == ["MM Asia", "csq"] and maps[1][1] == "mAP, network's codes"
+    assert list(maps[1][0]) == ["MM Asia", "CSQ"] and maps[1][1] == "mAP, network's codes"
     reports.figures.comparison_figures([symmetric], tmp_path / "out")
-    assert list(maps[2][0]) == ["csq"] and maps[2][1] == "mAP, network's codes"
+    assert list(maps[2][0]) == ["CSQ"] and maps[2][1] == "mAP, network's codes"
 
 
 def break_json(folder):
