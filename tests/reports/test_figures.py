@@ -132,7 +132,8 @@ def test_the_command_compares_runs(tmp_path, capsys, monkeypatch):
     )
     names = [
         "map-by-code-length.pdf", "map-by-iteration-12bits.pdf", "map-by-iteration-32bits.pdf",
-        "precision-recall-12bits.pdf", "precision-at-n-12bits.pdf", "precision-recall-32bits.pdf", "precision-at-n-32bits.pdf",
+        "precision-recall-12bits.pdf", "precision-at-n-12bits.pdf",
+        "precision-recall-32bits.pdf", "precision-at-n-32bits.pdf",
     ]  # fmt: skip
     assert [line.rsplit("/", 1)[-1] for line in capsys.readouterr().out.splitlines()] == names
     assert all((tmp_path / "out" / name).read_bytes().startswith(b"%PDF") for name in names)
