@@ -10,6 +10,8 @@ from data.data_loader import eval_batches
 from training.run_folder import RunFolder
 from utils import distributed
 
+GPU_BATCHES = 4  # training batches that a GPU encodes at once
+
 
 @torch.inference_mode()
 def encode(
@@ -28,6 +30,8 @@ def encode_continuous(
     model_image.eval()
     part, parts = distributed.share()
     own = torch.arange(part, len(dataset), parts)
+    if device.type == "cuda":  # without gradients there is memory for more images, and small kernels leave a GPU idle
+        batch_size *= GPU_BATCHES
     batches = eval_batches(dataset, batch_size=batch_size, device=device, num_workers=num_workers, indices=own)
     codes = torch.cat([model_image(images)[1] for images, _, _ in batches])
     model_image.train(was_training)

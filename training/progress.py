@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from typing import Any
 
+import torch
 from torch import Tensor
 from tqdm import tqdm
 
@@ -31,8 +33,7 @@ class Progress:
             disable=True if distributed.rank() else None,
             dynamic_ncols=True,
         )
-        self.sums: dict[str, Any] = {}
-        self.steps = 0
+        self.losses: dict[str, list[Tensor]] = defaultdict(list)
 
     def __enter__(self) -> Progress:
         return self
@@ -43,8 +44,7 @@ class Progress:
     def step(self, parts: dict[str, Tensor]) -> None:
         """Count one mini-batch; `parts` are its losses by name, scalars."""
         for part, value in parts.items():
-            self.sums[part] = self.sums.get(part, 0) + value.detach()
-        self.steps += 1
+            self.losses[part].append(value.detach())
         self.bar.update()
 
     def end_pass(self, iteration: int, epoch: int) -> dict[str, float]:
@@ -53,9 +53,9 @@ class Progress:
         Raises:
             UserError: a mean is not finite. Nothing of this iteration is saved; earlier checkpoints stay.
         """
-        means = {part: float(value) / self.steps for part, value in self.sums.items()}
+        means = {part: float(torch.stack(values).double().mean()) for part, values in self.losses.items()}
         means = distributed.mean_over_processes(means)
-        self.sums, self.steps = {}, 0
+        self.losses.clear()
         broken = [part for part, value in means.items() if not math.isfinite(value)]
         if broken:
             raise UserError(
