@@ -147,22 +147,36 @@ def collect(sources: Sequence[Path]) -> pd.DataFrame:
 def as_runs(rows: pd.DataFrame) -> pd.DataFrame:
     """The rows with numbers in `COUNTS`, `MAPS` and seconds (an empty cell is NaN), and with two names.
 
-    "flags" is the method with the flags that give it, as in "main_tomm --lr 0.001". "variant" adds iterations and topk
-    where nothing else tells variants apart, as in a CSV from before the column `settings`.
+    What all runs of a dataset have in `settings` moves to "shared", as flags. "flags" is the method with the flags that
+    remain, as in "main_tomm --lr 0.001". "variant" adds iterations and topk where nothing else tells variants apart, as
+    in a CSV from before the column `settings`.
     """
     runs = rows.copy()
     for field in (*COUNTS, *MAPS, "seconds"):
         runs[field] = pd.to_numeric(runs[field])
-    runs["flags"] = runs["method"] + runs["settings"].map(_flags)
+    settings = runs["settings"].map(lambda text: json.loads(text or "{}"))
+    shared = {dataset: _shared(own.tolist()) for dataset, own in settings.groupby(runs["dataset"])}
+    runs["shared"] = runs["dataset"].map(lambda dataset: _flags(shared[dataset]).strip())
+    remaining = [
+        {field: value for field, value in own.items() if field not in shared[dataset]}
+        for own, dataset in zip(settings, runs["dataset"], strict=True)
+    ]
+    runs["settings"] = [json.dumps(own, sort_keys=True) if own else "" for own in remaining]
+    runs["flags"] = runs["method"] + [_flags(own) for own in remaining]
     alike = ["method", "settings"]
     iterations = _where_several(runs, alike, "iterations", " ({} iterations)")
     runs["variant"] = runs["flags"] + iterations + _where_several(runs, alike, "topk", " (topk {})")
     return runs
 
 
-def _flags(settings: str) -> str:
+def _shared(settings: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The settings that all of several runs have."""
+    return {field: value for field, value in settings[0].items() if all(own.get(field) == value for own in settings)}
+
+
+def _flags(settings: dict[str, Any]) -> str:
     flags = ""
-    for field, value in sorted(json.loads(settings or "{}").items()):
+    for field, value in sorted(settings.items()):
         flags += f" {flag_of(field)}" + ("" if value is True else f" {value}")
     return flags
 
@@ -185,7 +199,7 @@ def long_table(runs: pd.DataFrame) -> Table:
         seconds = f"{cells['seconds'].median():.0f}"
         lines.append([dataset, names[cells.index[0]], str(bits), str(iterations), seeds, *means, seconds])
     header = ["dataset", "method", "bits", "iterations", "n (seeds)", "learned", "learned, filled", "network"]
-    return Table("", [*header, "seconds (median)"], lines, hardware(runs))
+    return Table("", [*header, "seconds (median)"], lines, remarks(runs))
 
 
 def wide_tables(runs: pd.DataFrame) -> list[Table]:
@@ -208,7 +222,7 @@ def wide_tables(runs: pd.DataFrame) -> list[Table]:
                 lines.append([own["variant"].iloc[0], database, str(most), *row])
         cuts = sorted(here["topk"].unique())
         cut = " or ".join("over the whole database" if topk <= 0 else f"at {topk}" for topk in cuts)
-        note = f"mAP {cut}, expected over ties; mean ± standard deviation over n seeds. {hardware(here)}"
+        note = f"mAP {cut}, expected over ties; mean ± standard deviation over n seeds. {remarks(here)}"
         if repeated := sorted(_repeated(here)):
             note += f" More than one run of the same seed: {'; '.join(repeated)}."
         tables.append(Table(dataset, ["variant", "codes", "n", *_bits(lengths)], lines, note))
@@ -242,9 +256,10 @@ def mean_and_deviation(values: pd.Series) -> str:
     return (f"{values.mean():.4f}" if count else "") + (f" ± {values.std():.4f}" if count > 1 else "")
 
 
-def hardware(runs: pd.DataFrame) -> str:
-    """A sentence with every device and torch version."""
-    return f"Hardware: {'; '.join(sorted(set(runs['device'] + ', torch ' + runs['torch'])))}."
+def remarks(runs: pd.DataFrame) -> str:
+    """Sentences with the flags that all runs share, and with every device and torch version."""
+    shared = [f"All runs have {flags}." for flags in sorted(set(runs["shared"])) if flags]
+    return " ".join([*shared, f"Hardware: {'; '.join(sorted(set(runs['device'] + ', torch ' + runs['torch'])))}."])
 
 
 def _repeated(runs: pd.DataFrame) -> list[str]:

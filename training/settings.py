@@ -247,8 +247,11 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 IDENTITY = ("method", "dataset", "code_length", "seed")  # what tells the cells of a sweep apart
 
-# What a resumed run may change: none of these changes the results.
-FREE_TO_CHANGE = ("root", "device", "logs", "cache", "check", "num_workers", "save_iter", "figures", "tensorboard")
+# What a resumed run may change: none of these changes the results, but for rounding on another device.
+FREE_TO_CHANGE = (
+    *("root", "device", "cuda_graphs", "logs", "cache", "check", "num_workers"),
+    *("save_iter", "figures", "tensorboard"),
+)
 
 
 def shown(value: Any) -> str:

@@ -59,6 +59,14 @@ def test_precision_at_n_has_a_band_of_one_standard_deviation():
     assert at_one == {round(0.8 - std, 12), round(0.8 + std, 12)}
 
 
+def test_map_by_iteration_is_the_mean_over_seeds():
+    drawn = axes()
+    curves.draw_map_by_iteration(drawn, {"A": [{5: 0.4, 10: 0.6}, {5: 0.2, 10: 0.8}]}, "mAP, learned codes")
+    assert list(drawn.lines[0].get_xdata()) == [5, 10] and drawn.get_xscale() == "linear"
+    np.testing.assert_allclose(drawn.lines[0].get_ydata(), [0.3, 0.7])
+    assert (drawn.get_xlabel(), drawn.get_ylabel()) == ("iteration", "mAP, learned codes")
+
+
 def test_curves_that_have_no_mean_are_refused():
     with pytest.raises(UserError, match="A: the curves have different lengths"):
         curves.draw_precision_recall(
@@ -66,6 +74,8 @@ def test_curves_that_have_no_mean_are_refused():
         )
     with pytest.raises(UserError, match="A: the runs have different N"):
         curves.draw_at_cutoffs(axes(), {"A": [{1: 0.5, 2: 0.5}, {1: 0.5, 5: 0.5}]})
+    with pytest.raises(UserError, match="A: the runs have different evaluations"):
+        curves.draw_map_by_iteration(axes(), {"A": [{5: 0.5, 10: 0.5}, {4: 0.5, 8: 0.5}]})
     with pytest.raises(UserError, match="no precision-recall curves"):
         curves.draw_precision_recall(axes(), {})
     with pytest.raises(UserError, match="no mAP to draw"):

@@ -15,6 +15,7 @@ from reports import tables
 from reports.__main__ import main as dispatch
 from reports.rendering import Table
 from reports.significance import paired
+from tests.plots.rows import metrics
 from training.settings import Settings
 
 ROOT = Path(__file__).parents[2]
@@ -99,6 +100,30 @@ def test_variants_by_code_lengths(logs, capsys):
     ):
         assert line in printed.splitlines()
     assert "### digits" in printed and "over the whole database" in printed and "published" not in printed
+
+
+def test_flags_that_all_runs_have_are_said_once(tmp_path, capsys):
+    for method, rate in (("main_tomm", 1e-3), ("main_mmasia", 1e-4)):
+        write_run(tmp_path / method, 1, 0.5, method=method, lr=rate, precision="bfloat16", detach_targets=True)
+    printed = output_of(capsys, tmp_path)
+    assert "All runs have --detach-targets --precision bfloat16. Hardware: cpu, torch 2.14." in printed
+    assert "| main_tomm --lr 0.001 | learned | 1 | 0.5000 |" in printed
+    assert "| main_mmasia | network | 1 | 0.4000 |" in printed, "1e-4 is the preset's rate"
+    printed = output_of(capsys, tmp_path, "--compare", "--variants", "main_mmasia", "main_tomm --lr 0.001")
+    assert "main_tomm --lr 0.001 − main_mmasia | 8 | 1 |" in printed
+
+
+def test_curves_have_a_row_for_each_evaluation(tmp_path, capsys):
+    write_run(tmp_path / "a", 3, 0.5, lr=1e-3)
+    rows = metrics(bits=8)
+    rows[1] |= {"validation_map": 0.125}
+    (tmp_path / "a" / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    output_of(capsys, tmp_path, "--curves", tmp_path / "curves.csv")
+    assert (tmp_path / "curves.csv").read_text().splitlines() == [
+        "method,dataset,lr,seed,code_length,iteration,map,validation_map,seconds",
+        "main_tomm,digits,0.001,3,8,2,0.4,0.125,2",
+        "main_tomm,digits,0.001,3,8,4,0.8,,4",
+    ]
 
 
 def test_a_csv_from_before_the_column_settings(logs, tmp_path, capsys):
