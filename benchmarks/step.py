@@ -19,8 +19,9 @@ to the moment it asks for the next one.
     zeroed         ours, but gradients are set to zero and added to, instead of set to None
     need-weights   ours, but the attentions also return their weights
     onednn         ours, but oneDNN multiplies in the linear layers instead of torch's BLAS (CPU only)
+    graphs         ours, with --cuda-graphs (GPU only), and so is bfloat16-graphs
 
-The last four run only if `--rows` names them: a row takes about 3 GB of memory.
+The last six run only if `--rows` names them: a row takes about 3 GB of memory.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ from utils.devices import choose_device, keep_freed_memory
 PROGRAM = "python -m benchmarks.step"
 MAINS: dict[str, Any] = {"main_mmasia": main_mmasia, "main_tomm": main_tomm}
 ROWS = ("plain", "ours", "bfloat16", "no-fused", "no-kept", "no-channels", "compile")
-MORE_ROWS = ("foreach", "zeroed", "need-weights", "onednn")
+MORE_ROWS = ("foreach", "zeroed", "need-weights", "onednn", "graphs", "bfloat16-graphs")
 BITS, BATCH, CLASSES, GAMMA = 32, 64, 10, 10.0
 # NVIDIA's data sheet of the H100 SXM: float32 without tensor cores, bfloat16 with them (dense), memory.
 H100 = {"float32": 67e12, "bfloat16": 989e12, "bytes": 3.35e12}
@@ -151,7 +152,7 @@ def run_steps(connection: Connection, row: str, method: str, image_size: int, lo
     if row == "no-channels":
         torch.channels_last = torch.contiguous_format
     images = images.contiguous(memory_format=torch.channels_last)
-    training.loop.train_batches = lambda *_, **__: feed(connection, images, labels, torch.arange(BATCH))  # type: ignore
+    training.loop.train_batches = lambda *_, **__: feed(connection, images, labels, torch.arange(BATCH, device=device))  # type: ignore
     if row in ("no-fused", "foreach"):
         adam = partial(torch.optim.Adam, foreach=True if row == "foreach" else None)
         torch.optim.Adam = lambda *arguments, fused, **options: adam(*arguments, **options)  # type: ignore
@@ -165,9 +166,14 @@ def run_steps(connection: Connection, row: str, method: str, image_size: int, lo
         functional.linear = lambda x, weight, bias=None: linear(x.to_mkldnn(), weight, bias).to_dense()  # type: ignore
     if row == "compile":
         main.Loop = compiled_loop
-    precision = "bfloat16" if row == "bfloat16" else "float32"
     settings = Settings.for_dataset(
-        "digits", method=method, image_size=image_size, precision=precision, logs=logs, lr=Settings.lr
+        "digits",
+        method=method,
+        image_size=image_size,
+        precision="bfloat16" if row.startswith("bfloat16") else "float32",
+        cuda_graphs=row.endswith("graphs"),
+        logs=logs,
+        lr=Settings.lr,
     )
     main.train(RunFolder(settings, device), BITS, load_data("digits", "", Options(seed=0)))
 
