@@ -19,8 +19,8 @@ name=${NAME:-cifar10}
 rate_of() {
     case $1 in
     dpsh) echo 1e-5 ;;
-    main_mmasia | main_tomm | adsh) echo 4e-5 ;;
-    hashnet | csq | orthohash) echo 1e-4 ;;
+    main_mmasia) echo 4e-5 ;;
+    main_tomm | adsh | hashnet | csq | orthohash) echo 1e-4 ;;
     greedyhash) echo 3e-4 ;;
     esac
 }
