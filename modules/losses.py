@@ -61,9 +61,16 @@ def cycle_loss_parts(
 
 def discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
     """Binary cross-entropy with target 1 for `real` plus that with target 0 for `fake`; probabilities [2N] → scalar."""
-    return binary_cross_entropy(real, torch.ones_like(real)) + binary_cross_entropy(fake, torch.zeros_like(fake))
+    return _cross_entropy(real, torch.ones_like(real)) + _cross_entropy(fake, torch.zeros_like(fake))
 
 
 def generator_loss(fake: Tensor) -> Tensor:
     """Binary cross-entropy with target 1 for `fake`; probabilities [2N] → scalar."""
-    return binary_cross_entropy(fake, torch.ones_like(fake))
+    return _cross_entropy(fake, torch.ones_like(fake))
+
+
+def _cross_entropy(probability: Tensor, target: Tensor) -> Tensor:
+    # torch refuses NaN: on a GPU its assertion ends the process, and all others that share the GPU by MPS. Here the
+    # loss becomes NaN, which training reports (`Progress.end_pass`); otherwise value and gradient are torch's.
+    number = torch.nan_to_num(probability, nan=0.5)
+    return binary_cross_entropy(number, target) + (probability - number).detach().sum()

@@ -29,6 +29,10 @@ FIELDS = [
     *("method", "dataset", *COUNTS, *MAPS, "best", "best_iteration", "seconds"),
     *("settings", "commit", "torch", "device", "command"),
 ]
+CURVE_FIELDS = [
+    *("method", "dataset", "lr", "seed", "code_length"),
+    *("iteration", "map", "validation_map", "seconds", "device"),
+]
 # A method that learns no database codes leaves these cells empty.
 MAY_BE_EMPTY = {name for name in MAPS if not name.startswith("network")}
 NUMBERS = [*COUNTS, "seconds", "map", *MAPS]
@@ -108,15 +112,27 @@ def curves(folders: Sequence[Path]) -> pd.DataFrame:
     rows = []
     for folder in folders:
         for path in sorted(folder.rglob(RESULTS)):
-            settings = read_config(path.parent)["settings"]
+            config = read_config(path.parent)
+            run = {key: config["settings"][key] for key in ("method", "dataset", "lr", "seed")}
             seconds: dict[int, float] = defaultdict(float)
             for row in read_metrics(path.parent):
                 seconds[row["code_length"]] += row["seconds"]
                 if "map" in row:
-                    own = {key: settings[key] for key in ("method", "dataset", "lr", "seed")}
-                    own |= {key: row.get(key) for key in ("code_length", "iteration", "map", "validation_map")}
-                    rows.append(own | {"seconds": round(seconds[row["code_length"]])})
-    return pd.DataFrame(rows)
+                    point = {key: row.get(key) for key in ("code_length", "iteration", "map", "validation_map")}
+                    point |= {"seconds": round(seconds[row["code_length"]]), "device": config["device"]}
+                    rows.append(run | point)
+    return pd.DataFrame(rows, columns=CURVE_FIELDS)
+
+
+def add_curves(path: Path, rows: pd.DataFrame) -> pd.DataFrame:
+    """The `rows` of `curves` with those of other runs that the CSV at `path` has, if there is one; sorted."""
+    keys = ["dataset", "method", "lr", "code_length", "seed", "iteration"]
+    if path.exists():
+        known = pd.read_csv(path)
+        if list(known) != CURVE_FIELDS:
+            raise UserError(f"--curves {path}: is not a CSV that --curves wrote; name another file.")
+        rows = pd.concat([part for part in (known, rows) if len(part)] or [rows])
+    return rows.drop_duplicates(keys, keep="last").sort_values(keys)
 
 
 def collect(sources: Sequence[Path]) -> pd.DataFrame:
@@ -352,7 +368,7 @@ def _print_tables(arguments: Sequence[str]) -> None:
     )  # fmt: skip
     parser.add_argument("-o", "--output", type=Path, metavar="CSV", help="write the collected rows to this file")
     parser.add_argument(
-        "--curves", type=Path, metavar="CSV", help="write the mAP by iteration of the folders to this file"
+        "--curves", type=Path, metavar="CSV", help="add the mAP by iteration of the folders to this file"
     )
     parser.add_argument("--latex", action="store_true", help="LaTeX (package booktabs) instead of Markdown")
     parser.add_argument(
@@ -377,7 +393,8 @@ def _print_tables(arguments: Sequence[str]) -> None:
     if output is not None:
         _write_csv(output, rows, "--output")
     if options.curves is not None:
-        _write_csv(options.curves, curves([source for source in sources if source.is_dir()]), "--curves")
+        found = curves([source for source in sources if source.is_dir()])
+        _write_csv(options.curves, add_curves(options.curves, found), "--curves")
     runs = as_runs(rows)
     if options.compare:
         tables = [comparison(runs, options.variants, options.codes)]

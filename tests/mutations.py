@@ -36,7 +36,7 @@ MUTATIONS = [
     ("modules/losses.py", "+ gamma * mse_loss(code, codes)", "- gamma * mse_loss(code, codes)"),
     ("modules/losses.py", "mse_loss(image_code_rec, image_code)", "mse_loss(image_code_rec, image_code.detach())"),
     ("modules/losses.py", "mse_loss(label_code_rec, label_code)", "mse_loss(label_code_rec, image_code)"),
-    ("modules/losses.py", "binary_cross_entropy(fake, torch.ones_like(fake))", "-binary_cross_entropy(fake, 0 * fake)"),
+    ("modules/losses.py", "_cross_entropy(fake, torch.ones_like(fake))", "-_cross_entropy(fake, 0 * fake)"),
     ("modules/all_in_one.py", "= image_features.detach(), label", "= image_features, label"),
     ("modules/all_in_one.py", ", label_features.detach()", ", label_features"),
     ("modules/all_in_one.py", "(query_and_key, query_and_key, value", "(query_and_key, -query_and_key, value"),

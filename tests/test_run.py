@@ -188,8 +188,9 @@ def test_a_cifar_batch_that_is_none(content, tmp_path, capsys):
     assert "never run" not in output.out + output.err
 
 
-def test_a_loss_that_is_no_number_stops_the_run_and_keeps_what_was_saved(tmp_path, small, monkeypatch, capsys):
-    parts = main_mmasia.cycle_loss_parts
+@pytest.mark.parametrize("main", [main_mmasia, main_tomm])
+def test_a_loss_that_is_no_number_stops_the_run_and_keeps_what_was_saved(main, tmp_path, small, monkeypatch, capsys):
+    parts = main.cycle_loss_parts
     calls = []
 
     def break_down(*arguments, **options):
@@ -198,8 +199,21 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_what_was_saved(tmp_pat
         # Two iterations of one pass of 3 batches are fine; the third iteration breaks.
         return losses if len(calls) <= 6 else {name: value * float("nan") for name, value in losses.items()}
 
-    monkeypatch.setattr(main_mmasia, "cycle_loss_parts", break_down)
-    flags = ["--max-iter", "4", "--batch-size", "24", "--save-iter", "1", "--logs", str(tmp_path), "--code-length", "8"]
+    monkeypatch.setattr(main, "cycle_loss_parts", break_down)
+    flags = [
+        "--method",
+        main.__name__,
+        "--max-iter",
+        "4",
+        "--batch-size",
+        "24",
+        "--save-iter",
+        "1",
+        "--logs",
+        str(tmp_path),
+        "--code-length",
+        "8",
+    ]
     assert run.main([*TINY, *flags]) == 2
     assert "is not a finite number at iteration 3" in capsys.readouterr().err
     (folder,) = tmp_path.iterdir()

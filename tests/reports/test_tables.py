@@ -119,11 +119,18 @@ def test_curves_have_a_row_for_each_evaluation(tmp_path, capsys):
     rows[1] |= {"validation_map": 0.125}
     (tmp_path / "a" / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     output_of(capsys, tmp_path, "--curves", tmp_path / "curves.csv")
-    assert (tmp_path / "curves.csv").read_text().splitlines() == [
-        "method,dataset,lr,seed,code_length,iteration,map,validation_map,seconds",
-        "main_tomm,digits,0.001,3,8,2,0.4,0.125,2",
-        "main_tomm,digits,0.001,3,8,4,0.8,,4",
-    ]
+    header = "method,dataset,lr,seed,code_length,iteration,map,validation_map,seconds,device"
+    own = ["main_tomm,digits,0.001,3,8,2,0.4,0.125,2,cpu", "main_tomm,digits,0.001,3,8,4,0.8,,4,cpu"]
+    assert (tmp_path / "curves.csv").read_text().splitlines() == [header, *own]
+
+    other = "main_tomm,digits,0.001,1,8,2,0.3,,2,cuda"  # of a run that is no longer there
+    (tmp_path / "curves.csv").write_text("\n".join([header, other, own[0].replace("0.4", "0.1")]) + "\n")
+    output_of(capsys, tmp_path, "--curves", tmp_path / "curves.csv")
+    assert (tmp_path / "curves.csv").read_text().splitlines() == [header, other, *own]
+
+    (tmp_path / "curves.csv").write_text("a,b\n1,2\n")
+    assert tables.main([str(tmp_path), "--curves", str(tmp_path / "curves.csv")]) == 2
+    assert "is not a CSV that --curves wrote" in capsys.readouterr().err
 
 
 def test_a_csv_from_before_the_column_settings(logs, tmp_path, capsys):
