@@ -42,7 +42,7 @@ class Loop:
         self.recorder = Recorder(run, code_length, split, model_image)
         self.checkpoint = Checkpoint(run, code_length, codes, model_image=model_image, **parts, report=self.recorder)
         done = self.checkpoint.restore()
-        if self.settings.cuda_graphs:
+        if self.settings.cuda_graphs and run.device.type == "cuda":
             for network in (model_image, parts.get("model_label"), parts.get("model_cycle")):
                 if isinstance(network, nn.Module):
                     replay_forward(network)

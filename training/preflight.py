@@ -13,6 +13,7 @@ from training.tensorboard import require_tensorboard
 from utils import distributed
 from utils.errors import UserError
 from utils.files import require_writable
+from utils.log import log
 
 
 def preflight(settings: Settings) -> tuple[Settings, torch.device, Split]:
@@ -30,8 +31,8 @@ def preflight(settings: Settings) -> tuple[Settings, torch.device, Split]:
                 "use cuda, and each takes its own."
             )
         torch.cuda.set_device(device)
-    if settings.cuda_graphs and device.type != "cuda":
-        raise UserError(f"--cuda-graphs needs a GPU, and this run is on the {device}; leave the flag out.")
+    if settings.cuda_graphs and device.type != "cuda":  # no error: a run of a GPU may be resumed elsewhere
+        log.warning("--cuda-graphs has no effect on the %s", device)
     require_writable(Path(settings.logs), f"--logs {settings.logs}", create=True)
     if settings.tensorboard:
         require_tensorboard()

@@ -92,6 +92,24 @@ def test_whole_images_and_their_sizes(tree: Path) -> None:
     ]
 
 
+def test_images_of_one_size_are_kept_on_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(6):
+        trees.save_photo(tmp_path / "a" / f"{number}.png", number)
+        trees.save_photo(tmp_path / "b" / f"{number}.png", 10 + number)
+    source = load_data("folder", tmp_path, Options(image_size=32)).query.source
+    assert isinstance(source, CachedPixels) and source.on(torch.device("cpu")) is None
+    elsewhere = source.on(torch.device("meta"))  # a device without memory stands in for a GPU
+    assert elsewhere is not None and elsewhere.shape == (12, 3, *source.sizes[0])
+    assert source._in_memory is not None
+    assert all(torch.equal(source._in_memory.image(row), source.image(row)) for row in range(12))
+    monkeypatch.setattr(pixel_cache, "GPU_BYTES", elsewhere.numel() - 1)
+    assert source.on(torch.device("meta")) is None, "too large"
+    monkeypatch.undo()
+    trees.save_photo(tmp_path / "b" / "other.png", 99, width=90)
+    several = load_data("folder", tmp_path, Options(image_size=32)).query.source
+    assert several.on(torch.device("meta")) is None, "two sizes"
+
+
 def test_without_cache_nothing_is_written(tree: Path) -> None:
     before = sorted(tree.rglob("*"))
     load_data("folder", tree, Options(cache="off", **OPTIONS))

@@ -21,13 +21,15 @@ from training.settings import Settings
 ROOT = Path(__file__).parents[2]
 
 
-def test_the_readme_holds_the_table_of_the_csv():
-    runs = tables.as_runs(tables.read_csv(ROOT / "results" / "digits.csv"))
-    table = tables.long_table(runs).markdown()
-    assert table in (ROOT / "README.md").read_text(encoding="utf-8")
+def test_the_documents_hold_the_tables_of_the_csv_files():
+    digits, photographs = (
+        tables.as_runs(tables.read_csv(ROOT / "results" / name)) for name in ("digits.csv", "cifar10.csv")
+    )
+    assert tables.long_table(digits).markdown() in (ROOT / "docs" / "tables.md").read_text(encoding="utf-8")
+    assert tables.wide_tables(photographs)[0].markdown() in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("name", ["digits.csv", "ablations.csv"])
+@pytest.mark.parametrize("name", ["digits.csv", "ablations.csv", "cifar10.csv"])
 def test_a_csv_that_is_read_and_written_keeps_its_bytes(name, tmp_path):
     assert tables.main([str(ROOT / "results" / name), "-o", str(tmp_path / name)]) == 0
     assert (tmp_path / name).read_bytes() == (ROOT / "results" / name).read_bytes()
