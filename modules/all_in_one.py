@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from modules.gcn.models import GraphHash
 from modules.mlp import MLP
@@ -84,4 +85,9 @@ def attention(embed_dim: int, value_dim: int) -> nn.MultiheadAttention:
 
 def attend(layer: nn.MultiheadAttention, query_and_key: Tensor, value: Tensor) -> Tensor:
     """Attention over the batch: query_and_key [N, E], value [N, V] → [N, E]."""
+    if query_and_key.is_cuda:
+        # torch's fused kernels for a GPU can return NaN as the gradient of large inputs, which nothing bounds here
+        # (https://github.com/pytorch/pytorch/issues/125674); a batch is small, so plain products cost little.
+        with sdpa_kernel(SDPBackend.MATH):
+            return layer(query_and_key, query_and_key, value, need_weights=False)[0]
     return layer(query_and_key, query_and_key, value, need_weights=False)[0]

@@ -16,6 +16,7 @@ from data.data_loader import eval_batches, train_batches
 from data.pixel_cache import CachedPixels
 from data.pixels import MemoryPixels
 from modules import image_network
+from modules.all_in_one import attend, attention
 from training.loop import Loop
 from training.network_codes import encode
 from utils.devices import choose_device
@@ -101,6 +102,21 @@ def test_no_step_waits_for_the_gpu(method, flags, tmp_path, monkeypatch):
         train(tmp_path, "--method", method, *flags)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rows", [8, 64])
+def test_the_attention_of_large_inputs_has_finite_gradients(rows, precision):
+    torch.manual_seed(0)
+    layer = attention(1024, 512).cuda()
+    for size in (1, 1e2, 1e4, 1e6):
+        queries = (size * torch.rand(rows, 1024, device="cuda")).requires_grad_()
+        values = (size * torch.rand(rows, 512, device="cuda")).requires_grad_()
+        with torch.autocast("cuda", precision, enabled=precision == torch.bfloat16):
+            attend(layer, queries, values).float().sum().backward()
+        gradients = [queries.grad, values.grad, *(parameter.grad for parameter in layer.parameters())]
+        assert all(bool(gradient.isfinite().all()) for gradient in gradients), size
+        layer.zero_grad()
 
 
 def test_bfloat16_is_near_float32(tmp_path, exact):
