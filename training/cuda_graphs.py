@@ -1,5 +1,7 @@
-"""`--cuda-graphs`: a network's kernels are started together, since starting small kernels one by one takes longer than
-computing them (https://docs.pytorch.org/docs/stable/generated/torch.cuda.make_graphed_callables.html)."""
+"""`--cuda-graphs`: start the kernels of a network together; starting them one by one can take longer than computing.
+
+See https://docs.pytorch.org/docs/stable/generated/torch.cuda.make_graphed_callables.html.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,7 @@ def replay_forward(network: nn.Module) -> None:
     """From the first training batch on, record forward and backward of `network` and replay them.
 
     Only batches of the shapes of the first one are replayed, in train mode; others are computed as usual. The outputs
-    lie in memory that the next call overwrites: at most one call may come between a forward and its backward pass.
+    lie in memory that the next call overwrites: no other call may come between a forward pass and its backward pass.
     """
     plain = network.forward
     shapes: list[torch.Size] = []
