@@ -144,15 +144,19 @@ def map_series(groups: Mapping[str, Sequence[Run]], database: str = "learned") -
 
 
 def map_by_iteration(groups: Mapping[str, Sequence[Run]]) -> dict[int, dict[str, list[dict[int, float]]]]:
-    """{iteration: mAP} of each seed, by code length and group; without runs that were evaluated only once."""
+    """{iteration: mAP} of each seed, by code length and group, at the two or more iterations that all seeds share."""
     curves: dict[int, dict[str, list[dict[int, float]]]] = defaultdict(lambda: defaultdict(list))
     for name, runs in groups.items():
         for run in runs:
             for bits, rows in metrics_by_length(run.folder).items():
-                points = {row["iteration"]: row["map"] for row in rows if "map" in row}
-                if len(points) > 1:
-                    curves[bits][name].append(points)
-    return curves
+                curves[bits][name].append({row["iteration"]: row["map"] for row in rows if "map" in row})
+    result: dict[int, dict[str, list[dict[int, float]]]] = defaultdict(dict)
+    for bits, named in curves.items():
+        for name, seeds in named.items():
+            shared = sorted(set.intersection(*map(set, seeds)))
+            if len(shared) > 1:
+                result[bits][name] = [{iteration: seed[iteration] for iteration in shared} for seed in seeds]
+    return result
 
 
 def run_figures(

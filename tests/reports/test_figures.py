@@ -162,6 +162,17 @@ def test_map_by_iteration_is_that_of_the_evaluations_of_each_seed(tmp_path, monk
     assert path.name == "map-by-iteration-12bits.png" and (ylabel, title) == ("mAP, learned codes", "digits, 12 bits")
     assert curves_of == {"MM Asia": [of_one_seed, of_one_seed]}
 
+    # Runs with another --eval-iter are of the same experiment: drawn where all were evaluated.
+    rows = [json.dumps(row | {"code_length": 12}) for row in metrics(evaluated=(1, 2, 4))]
+    (folders[1] / "metrics.jsonl").write_text("\n".join(rows) + "\n")
+    reports.figures.comparison_figures(folders, tmp_path / "out")
+    assert drawn[1][1] == {"MM Asia": [of_one_seed, of_one_seed]}
+    rows = [json.dumps(row | {"code_length": 12}) for row in metrics(evaluated=(1, 3))]
+    (folders[1] / "metrics.jsonl").write_text("\n".join(rows) + "\n")
+    assert [path.name for path in reports.figures.comparison_figures(folders, tmp_path / "out")] == [
+        "map-by-code-length.png"
+    ]
+
 
 def without_learned_codes(folder):
     """Turn a run into one of a method that learns no database codes; the saved codes are the network's."""
