@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -85,9 +87,7 @@ def attention(embed_dim: int, value_dim: int) -> nn.MultiheadAttention:
 
 def attend(layer: nn.MultiheadAttention, query_and_key: Tensor, value: Tensor) -> Tensor:
     """Attention over the batch: query_and_key [N, E], value [N, V] → [N, E]."""
-    if query_and_key.is_cuda:
-        # torch's fused kernels for a GPU can return NaN as the gradient of large inputs, which nothing bounds here
-        # (https://github.com/pytorch/pytorch/issues/125674); a batch is small, so plain products cost little.
-        with sdpa_kernel(SDPBackend.MATH):
-            return layer(query_and_key, query_and_key, value, need_weights=False)[0]
-    return layer(query_and_key, query_and_key, value, need_weights=False)[0]
+    # torch's fused kernels for a GPU can return NaN as the gradient of large inputs, which nothing bounds here
+    # (https://github.com/pytorch/pytorch/issues/125674); a batch is small, so plain products cost little.
+    with sdpa_kernel(SDPBackend.MATH) if query_and_key.is_cuda else nullcontext():
+        return layer(query_and_key, query_and_key, value, need_weights=False)[0]

@@ -6,7 +6,7 @@ import csv
 import json
 import sys
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,14 +46,19 @@ VARIANT = ["method", "settings", "iterations", "topk"]
 def gather(folder: Path) -> pd.DataFrame:
     """One row of text for each finished code length of all runs in `folder`, at any depth."""
     rows: list[dict[str, str]] = []
-    for path in sorted(folder.rglob(RESULTS)):
-        config = read_config(path.parent)
+    for path, config in _finished(folder):
         try:
             rows += [_row(result, config) for result in read_results(path.parent)]
         except (KeyError, TypeError, ValueError) as error:
             reason = f"{type(error).__name__}: {error}"
             raise UserError(f"{path}: not the results of a run ({reason}); restore the file.") from error
     return pd.DataFrame(rows, columns=FIELDS, dtype=str)
+
+
+def _finished(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """The results.json and the config.json's content of every run in a folder."""
+    for path in sorted(folder.rglob(RESULTS)):
+        yield path, read_config(path.parent)
 
 
 def _row(result: dict[str, Any], config: dict[str, Any]) -> dict[str, str]:
@@ -111,8 +116,7 @@ def curves(folders: Sequence[Path]) -> pd.DataFrame:
     """The evaluations during training of all finished runs in the folders: one row for each iteration with an mAP."""
     rows = []
     for folder in folders:
-        for path in sorted(folder.rglob(RESULTS)):
-            config = read_config(path.parent)
+        for path, config in _finished(folder):
             run = {key: config["settings"][key] for key in ("method", "dataset", "lr", "seed")}
             seconds: dict[int, float] = defaultdict(float)
             for row in read_metrics(path.parent):

@@ -11,7 +11,6 @@ from typing import Any
 
 from training.settings import (
     ALL_METHODS,
-    BASELINES,
     BOTH,
     COUNT,
     FREE_TO_CHANGE,
@@ -149,26 +148,27 @@ def parse_command(arguments: Sequence[str], *, method_name: str) -> Command:
     return Command(settings, None if cell is None else Path(cell), cell=cell is not None)
 
 
-TOMM_ONLY = ("fresh_batches", "no_discriminator", "milestones")
-SCHN_ONLY = (
-    *("alpha", "beta", "gamma"),
-    *("latent", "similarity", "adjacency", "update_all_rows", "detach_targets", "no_cycle_terms"),
+# Settings that only some methods use, and these methods.
+USED_BY = (
+    (("fresh_batches", "no_discriminator", "milestones"), ("main_tomm",)),
+    (("margin",), ("orthohash",)),
+    (("alpha", "beta", "gamma"), METHODS),
+    (("latent", "similarity", "adjacency", "update_all_rows", "detach_targets", "no_cycle_terms"), METHODS),
 )
 
 
 def require_fitting(settings: Settings) -> None:
     """UserError where the method has no use for a setting."""
     preset = settings.own_preset()
-    unused = {} if settings.method == "main_tomm" else dict.fromkeys(TOMM_ONLY, "main_tomm")
-    if settings.method != "orthohash":
-        unused["margin"] = "orthohash"
-    if settings.method in BASELINES:
-        unused |= dict.fromkeys(SCHN_ONLY, "main_mmasia and main_tomm")
-    for field, owner in unused.items():
-        if getattr(settings, field) != getattr(preset, field):
-            raise UserError(
-                f"{flag_of(field)}: {settings.method} has nothing that it changes; it is a flag of {owner}."
-            )
+    for fields, owners in USED_BY:
+        if settings.method in owners:
+            continue
+        for field in fields:
+            if getattr(settings, field) != getattr(preset, field):
+                raise UserError(
+                    f"{flag_of(field)}: {settings.method} has nothing that it changes; it is a flag of "
+                    f"{' and '.join(owners)}."
+                )
 
 
 def resumed_settings(folder: Path, given: dict[str, Any]) -> Settings:
