@@ -1,4 +1,4 @@
-"""Codes of images: sign(U_image) of model_image in eval mode."""
+"""Codes of images: the sign of U_image of model_image in eval mode."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from data import ImageDataset
 from data.data_loader import eval_batches
+from modules.discrete import signs
 from training.run_folder import RunFolder
 from utils import distributed
 
@@ -18,7 +19,7 @@ def encode(
     model_image: nn.Module, dataset: ImageDataset, *, batch_size: int, device: torch.device, num_workers: int = 0
 ) -> Tensor:
     """Codes of the n images of a dataset, in order: [n, K], float32, ±1, on the CPU. The model keeps its mode."""
-    return torch.sign(encode_continuous(model_image, dataset, batch_size, device, num_workers)).float().cpu()
+    return signs(encode_continuous(model_image, dataset, batch_size, device, num_workers)).float().cpu()
 
 
 @torch.inference_mode()
