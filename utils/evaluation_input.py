@@ -92,7 +92,7 @@ def _checked_labels(*arrays: Array) -> list[torch.Tensor]:
         )
     if all(numbers):
         if any(label.ndim == 2 for label in labels):
-            warnings.warn("Labels of one column: read as class numbers, not as multi-hot rows.", stacklevel=4)
+            warnings.warn("labels of one column: read as class numbers, not as multi-hot rows.", stacklevel=4)
         return _renumbered([label.flatten() for label in labels])
     labels = [_matrix(label, name) for label, name in zip(labels, NAMES[2:], strict=True)]
     for label, name in zip(labels, NAMES[2:], strict=True):
