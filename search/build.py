@@ -14,6 +14,8 @@ from search.encode_job import Job, encode_to_file, places_of
 from search.index import Index
 from search.index_files import require_index_place
 from search.model import load_model
+from utils.errors import UserError
+from utils.files import Locked, locked
 
 
 def build(
@@ -33,11 +35,27 @@ def build(
         The index, and the number of images left out.
 
     Raises:
-        UserError: no image, no model, no readable image, or `folder` is not an index or cannot be written.
+        UserError: no image, no model, no readable image, another process builds the same index, or `folder` is not an
+            index or cannot be written.
     """
     require_index_place(folder)
     if backend not in ("auto", "numpy"):
         require_faiss(backend)
+    lock = folder.with_name(f".{folder.name}.lock")
+    try:
+        with locked(lock):  # of two builds, one would store its codes with the model of the other
+            try:
+                return _build(run, images, folder, encoding, code_length, backend)
+            finally:
+                lock.unlink(missing_ok=True)  # while it is held
+    except Locked:
+        raise UserError(f"{folder}: another process builds this index; wait for it or name another folder.") from None
+
+
+def _build(
+    run: str, images: Sequence[str], folder: Path, encoding: Encoding, code_length: int | None, backend: str
+) -> tuple[Index, int]:
+    """`build`, while no other process builds the same index."""
     sources, base = find_sources(images)
     trained = load_model(run, code_length)
     paths = [path for path, _, _ in sources]

@@ -14,6 +14,7 @@ from search.model import load_model
 from tests.image_trees import save_photo
 from tests.search.encode_small import use_small_parts
 from tests.search.small_index import files_below
+from utils.files import locked
 
 
 def test_build_keeps_the_codes_that_encode_makes(index, run_folder, photos, tmp_path):
@@ -43,6 +44,17 @@ def test_the_stored_model_is_the_run_s_to_the_last_bit_and_small_where_it_loses_
     assert {value.dtype for value in stored.values()} == {torch.float16}
     small = Index.load(tmp_path / "small")
     assert small.model().fingerprint == load_model(tmp_path / "half.pt").fingerprint != model.fingerprint
+
+
+def test_one_process_at_a_time_builds_an_index(run_folder, photos, tmp_path, capsys):
+    line = ["build", str(run_folder), str(photos), "-o", str(tmp_path / "index"), "--device", "cpu"]
+    with locked(tmp_path / ".index.lock"):
+        assert main(line) == 2
+        sentence = f"{tmp_path / 'index'}: another process builds this index; wait for it or name another folder.\n"
+        assert capsys.readouterr().err == f"python -m search build: {sentence}"
+        assert main([*line[:3], "-o", str(tmp_path / "other"), *line[5:]]) == 0
+    assert main(line) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["index", "other", "photos", "run"]
 
 
 def test_unreadable_images_are_left_out_of_an_index_with_their_names(run_folder, photos, tmp_path, capsys):
