@@ -9,12 +9,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from data import Split
 from plots.curves import iteration_figure, map_figure, training_figure
 from plots.gallery import gallery_figure, gallery_of
 from plots.style import FORMATS
 from reports.code_files import CodeSet, find_code_sets, load_code_set
 from reports.evaluate import by_name, evaluate_set, evaluation_figures
+from reports.tables import read_curves
 from training.preflight import load_split
 from training.settings import FREE_TO_CHANGE, Settings, preset_of
 from utils.command import Parser, run_command
@@ -141,14 +144,22 @@ def map_series(groups: Mapping[str, Sequence[Run]], database: str = "learned") -
     return series
 
 
-def map_by_iteration(groups: Mapping[str, Sequence[Run]]) -> dict[int, dict[str, list[dict[int, float]]]]:
+# By code length and group, one {iteration: mAP} for each seed.
+_Curves = dict[int, dict[str, list[dict[int, float]]]]
+
+
+def map_by_iteration(groups: Mapping[str, Sequence[Run]]) -> _Curves:
     """{iteration: mAP} of each seed, by code length and group, at the two or more iterations that all seeds share."""
-    curves: dict[int, dict[str, list[dict[int, float]]]] = defaultdict(lambda: defaultdict(list))
+    curves: _Curves = defaultdict(lambda: defaultdict(list))
     for name, runs in groups.items():
         for run in runs:
             for bits, rows in metrics_by_length(run.folder).items():
                 curves[bits][name].append({row["iteration"]: row["map"] for row in rows if "map" in row})
-    result: dict[int, dict[str, list[dict[int, float]]]] = defaultdict(dict)
+    return _at_shared_iterations(curves)
+
+
+def _at_shared_iterations(curves: _Curves) -> _Curves:
+    result: _Curves = defaultdict(dict)
     for bits, named in curves.items():
         for name, seeds in named.items():
             shared = sorted(set.intersection(*map(set, seeds)))
@@ -238,6 +249,33 @@ def comparison_figures(
     return written
 
 
+def curve_figures(path: Path, output: Path, *, file_format: str = "png") -> list[Path]:
+    """Write mAP by iteration for each code length of a CSV that `python -m reports tables --curves` wrote.
+
+    Raises:
+        UserError: another file, or a figure cannot be written.
+    """
+    rows = read_curves(path)
+    rows["method"] = pd.Categorical(rows["method"], [*METHOD_NAMES, *sorted({*rows["method"]} - {*METHOD_NAMES})])
+    both = rows["codes"].nunique() > 1
+    curves: _Curves = defaultdict(lambda: defaultdict(list))
+    for (method, rate, codes, bits, _), own in rows.groupby(
+        ["method", "lr", "codes", "code_length", "seed"], observed=True
+    ):
+        several = rows.loc[rows["method"] == method, "lr"].nunique() > 1
+        parts = [METHOD_NAMES.get(method, method), *([f"lr {rate:g}"] if several else [])]
+        parts += [CODE_NAMES["network"]] if both and codes == "network" else []
+        curves[bits][", ".join(parts)].append(dict(zip(own["iteration"], own["map"], strict=True)))
+    heading = [*rows["dataset"].unique()] if rows["dataset"].nunique() == 1 else []
+    ylabel = f"mAP, {CODE_NAMES['learned' if both else rows['codes'].iloc[0]]}"
+    return [
+        iteration_figure(
+            output / f"map-by-iteration-{bits}bits.{file_format}", named, ylabel, ", ".join([*heading, f"{bits} bits"])
+        )
+        for bits, named in sorted(_at_shared_iterations(curves).items())
+    ]
+
+
 def _marked(groups: Mapping[str, list[Run]], database: str) -> tuple[str, dict[str, list[Run]]]:
     """The codes that the y axis names, "network" if no run has `database`; and the groups, with other codes named."""
     found = {codes_of(run, database) for group in groups.values() for run in group}
@@ -267,7 +305,9 @@ def main(arguments: Sequence[str]) -> int:
 
 def _draw(arguments: Sequence[str]) -> None:
     parser = Parser(prog=COMMAND, description=DESCRIPTION)
-    parser.add_argument("folders", nargs="+", type=Path, metavar="RUN", help="folder of a finished run")
+    parser.add_argument(
+        "folders", nargs="+", type=Path, metavar="RUN", help="folder of a finished run, or a CSV of curves"
+    )
     parser.add_argument(
         "-o", "--output", type=Path, metavar="DIR", help="folder for the figures [figures, in or beside the run's]"
     )
@@ -279,7 +319,9 @@ def _draw(arguments: Sequence[str]) -> None:
     options = parser.parse_args(arguments)
     folders = options.folders
     try:
-        if len(folders) == 1:
+        if len(folders) == 1 and folders[0].suffix == ".csv":
+            written = curve_figures(folders[0], options.output or folders[0].parent, file_format=options.format)
+        elif len(folders) == 1:
             split = load_split(Settings.from_json(load_run(folders[0]).settings)) if options.gallery else None
             written = run_figures(folders[0], split=split, output=options.output, file_format=options.format)
         elif options.gallery:

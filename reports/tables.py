@@ -31,8 +31,9 @@ FIELDS = [
 ]
 CURVE_FIELDS = [
     *("method", "dataset", "lr", "seed", "code_length"),
-    *("iteration", "map", "validation_map", "seconds", "device"),
+    *("iteration", "map", "codes", "validation_map", "seconds", "device"),
 ]
+CURVE_NUMBERS = ("lr", "seed", "code_length", "iteration", "map")
 # A method that learns no database codes leaves these cells empty.
 MAY_BE_EMPTY = {name for name in MAPS if not name.startswith("network")}
 NUMBERS = [*COUNTS, "seconds", "map", *MAPS]
@@ -118,6 +119,8 @@ def curves(folders: Sequence[Path]) -> pd.DataFrame:
     for folder in folders:
         for path, config in _finished(folder):
             run = {key: config["settings"][key] for key in ("method", "dataset", "lr", "seed")}
+            learned = any("learned" in row["map"] for row in read_results(path.parent))
+            run["codes"] = "learned" if learned else "network"
             seconds: dict[int, float] = defaultdict(float)
             for row in read_metrics(path.parent):
                 seconds[row["code_length"]] += row["seconds"]
@@ -128,13 +131,22 @@ def curves(folders: Sequence[Path]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=CURVE_FIELDS)
 
 
+def read_curves(path: Path) -> pd.DataFrame:
+    """The rows of a CSV that `--curves` wrote; a UserError if it is another file."""
+    try:
+        rows = pd.read_csv(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read as CSV ({error}); name one that --curves wrote.") from error
+    if list(rows) != CURVE_FIELDS or not all(pd.api.types.is_numeric_dtype(rows[name]) for name in CURVE_NUMBERS):
+        raise UserError(f"{path}: is not a CSV that --curves wrote; name another file.")
+    return rows
+
+
 def add_curves(path: Path, rows: pd.DataFrame) -> pd.DataFrame:
     """The `rows` of `curves` with those of other runs that the CSV at `path` has, if there is one; sorted."""
     keys = ["dataset", "method", "lr", "code_length", "seed", "iteration"]
     if path.exists():
-        known = pd.read_csv(path)
-        if list(known) != CURVE_FIELDS:
-            raise UserError(f"--curves {path}: is not a CSV that --curves wrote; name another file.")
+        known = read_curves(path)
         rows = pd.concat([part for part in (known, rows) if len(part)] or [rows])
     return rows.drop_duplicates(keys, keep="last").sort_values(keys)
 

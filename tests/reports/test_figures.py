@@ -10,6 +10,7 @@ import reports.evaluate
 import reports.figures
 import run
 from plots import curves
+from reports.tables import CURVE_FIELDS
 from tests.plots.rows import metrics
 from tests.small_networks import shrink
 from utils.errors import UserError
@@ -149,6 +150,27 @@ def test_without_an_output_a_comparison_lies_beside_the_runs(tmp_path, capsys):
     assert sorted(path.name for path in (tmp_path / "figures").iterdir()) == [
         "map-by-code-length.png", "map-by-iteration-12bits.png", "map-by-iteration-32bits.png"
     ]  # fmt: skip
+
+
+def test_map_by_iteration_is_drawn_from_a_csv(tmp_path, monkeypatch, capsys):
+    """Of runs whose folders are no longer there."""
+    path = tmp_path / "curves.csv"
+    lines = [",".join(CURVE_FIELDS)]
+    for method, seed, codes in (("csq", 0, "network"), ("main_tomm", 0, "learned"), ("main_tomm", 1, "learned")):
+        lines += [f"{method},digits,0.001,{seed},8,{iteration},0.{iteration},{codes},,1,cpu" for iteration in (5, 6, 7)]
+    path.write_text("\n".join(lines[:-1]) + "\n")  # the last seed has one evaluation less
+    drawn = []
+    monkeypatch.setattr(reports.figures, "iteration_figure", lambda *arguments: drawn.append(arguments) or arguments[0])
+    assert reports.figures.main([str(path), "-o", str(tmp_path / "out")]) == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'out' / 'map-by-iteration-8bits.png'}\n"
+    ((_, curves_of, ylabel, title),) = drawn
+    shared = {5: 0.5, 6: 0.6}
+    assert list(curves_of) == ["TOMM", "CSQ, network's codes"] and curves_of["TOMM"] == [shared, shared]
+    assert curves_of["CSQ, network's codes"] == [{**shared, 7: 0.7}]
+    assert (ylabel, title) == ("mAP, learned codes", "digits, 8 bits")
+    path.write_text("a,b\n")
+    assert reports.figures.main([str(path)]) == 2
+    assert "is not a CSV that --curves wrote" in capsys.readouterr().err
 
 
 def test_map_by_iteration_is_that_of_the_evaluations_of_each_seed(tmp_path, monkeypatch):

@@ -121,11 +121,11 @@ def test_curves_have_a_row_for_each_evaluation(tmp_path, capsys):
     rows[1] |= {"validation_map": 0.125}
     (tmp_path / "a" / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     output_of(capsys, tmp_path, "--curves", tmp_path / "curves.csv")
-    header = "method,dataset,lr,seed,code_length,iteration,map,validation_map,seconds,device"
-    own = ["main_tomm,digits,0.001,3,8,2,0.4,0.125,2,cpu", "main_tomm,digits,0.001,3,8,4,0.8,,4,cpu"]
+    header = "method,dataset,lr,seed,code_length,iteration,map,codes,validation_map,seconds,device"
+    own = ["main_tomm,digits,0.001,3,8,2,0.4,learned,0.125,2,cpu", "main_tomm,digits,0.001,3,8,4,0.8,learned,,4,cpu"]
     assert (tmp_path / "curves.csv").read_text().splitlines() == [header, *own]
 
-    other = "main_tomm,digits,0.001,1,8,2,0.3,,2,cuda"  # of a run that is no longer there
+    other = "main_tomm,digits,0.001,1,8,2,0.3,learned,,2,cuda"  # of a run that is no longer there
     (tmp_path / "curves.csv").write_text("\n".join([header, other, own[0].replace("0.4", "0.1")]) + "\n")
     output_of(capsys, tmp_path, "--curves", tmp_path / "curves.csv")
     assert (tmp_path / "curves.csv").read_text().splitlines() == [header, other, *own]
