@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from tqdm import tqdm
 
 from data.decode import EXTENSIONS, BadImage, decode
 from data.folder import images_below
-from data.list_files import read_names
+from data.list_files import read_names, split_labels
 from data.parallel import in_parallel
 from data.transform import eval_windows, make_image
 from search.model import TrainedModel
@@ -25,7 +24,6 @@ from utils.errors import UserError
 
 CPU = torch.device("cpu")
 CPU_ROWS = 64  # images in every input of the network on a CPU: its rounding depends on their number
-_LABELS = re.compile(r"(\s+\d+)+$")
 
 
 # ---- Which images ----
@@ -59,7 +57,7 @@ def find_images(inputs: Sequence[str]) -> list[str]:
 
 def without_labels(line: str) -> str:
     """A line of a list without the labels after the name: ``a b.jpg 0 1 0`` → ``a b.jpg``."""
-    name = _LABELS.sub("", line)
+    name, _ = split_labels(line)
     is_image = os.path.splitext(name)[1].lower() in EXTENSIONS
     return name if is_image else line
 
