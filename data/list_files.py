@@ -288,7 +288,7 @@ def split_of_files(
         UserError: see `open_images` and `make_split`.
     """
     image_size = options.image_size or 224
-    files = ImageFiles(folder, names, shorter_side_for(image_size))
+    files = ImageFiles(folder, names, shorter_side_for(image_size), options.max_pixels)
     source = open_images(files, cache_name or name, options)
     return make_split(name, source, labels, rows, class_names, image_size)
 

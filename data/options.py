@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, fields
 
+from data.decode import MOST_PIXELS
 from utils.errors import UserError
 
 # The options that not every dataset has, and the datasets that have them.
@@ -20,7 +21,7 @@ ONLY_FOR = {
     "train_label": ("lists",),
 }
 PROTOCOLS = ("pool", "train-5000", "test-10000")  # docs/datasets.md
-MINIMA = {"seed": 0, "num_workers": 0, "num_query": 1, "image_size": 8}
+MINIMA = {"seed": 0, "num_workers": 0, "num_query": 1, "image_size": 8, "max_pixels": 1}
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Options:
             training images: the database is the training pool.
         database_label, query_label, train_label: lists: label rows; None: the name of the option with .txt where there
             is such a file, otherwise the labels are behind the names.
+        max_pixels: images with more pixels cannot be read (data/decode.py).
         on_bad_image: "error", or "skip": unreadable images are left out of the split.
         cache: "on" keeps the decoded images in a file in the dataset's folder, "off" keeps none; any other text is
             the folder for that file.
@@ -62,6 +64,7 @@ class Options:
     query_label: str | None = None
     train_img: str | None = None
     train_label: str | None = None
+    max_pixels: int = MOST_PIXELS
     on_bad_image: str = "error"
     cache: str = "on"
     check: bool = False

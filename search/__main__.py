@@ -14,7 +14,7 @@ from plots.style import FORMATS
 from search.backends import BACKENDS, open_backend
 from search.build import build
 from search.encode import print_skipped
-from search.encode_command import add_encoding_flags, add_model_flags, encode, encoding_of
+from search.encode_command import add_encoding_flags, add_model_flags, add_pixels_flag, encode, encoding_of
 from search.index import DEFAULT_K, Index
 from search.model import export_model, load_model
 from search.page import serve
@@ -83,7 +83,7 @@ def _query(arguments: Sequence[str]) -> None:
         if not backend.is_exact(options.radius):
             print(f"\nSearched with {backend.name}, which may miss neighbours; --backend numpy misses none.")
     if options.figure is not None:
-        gallery_figure(options.figure, gallery_of_files(index, found))
+        gallery_figure(options.figure, gallery_of_files(index, found, options.max_pixels))
         print(f"Figure written to {options.figure}", file=sys.stderr)
 
 
@@ -94,10 +94,11 @@ def _serve(arguments: Sequence[str]) -> None:
     parser.add_argument(
         "--port", type=bounded(int, 0, 65535), default=8765, metavar="N", help="0: any free port [8765]"
     )
+    add_pixels_flag(parser)
     options = parser.parse_args(arguments)
     index = _load_index(options)
     try:
-        serve(index, index.model(options.run), options.host, options.port)
+        serve(index, index.model(options.run), options.host, options.port, options.max_pixels)
     except Interrupted as stopped:
         if stopped.status != 128 + signal.SIGINT:  # Ctrl-C is the normal way to stop the server
             raise

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from data.decode import BadImage, decode
+from data.decode import MOST_PIXELS, BadImage, decode
 from plots.gallery import THUMBNAIL, Gallery
 from search.backends import Backend
 from search.encode import Encoding, encode_files, find_images
@@ -101,7 +101,7 @@ def as_json(
     }
 
 
-def gallery_of_files(index: Index, found: Sequence[Found]) -> Gallery:
+def gallery_of_files(index: Index, found: Sequence[Found], most_pixels: int = MOST_PIXELS) -> Gallery:
     """A gallery of at most `MOST_IN_FIGURE` queries and neighbours; files that can no longer be read are grey."""
     shown = [(path, rows[:MOST_IN_FIGURE], near[:MOST_IN_FIGURE]) for path, rows, near in found[:MOST_IN_FIGURE]]
     most = max(1, *(len(rows) for _, rows, _ in shown))
@@ -112,11 +112,11 @@ def gallery_of_files(index: Index, found: Sequence[Found]) -> Gallery:
         distance[place, : len(near)] = near
         texts.append([])
         for rank, row in enumerate(rows.tolist()):
-            images[place, rank] = file_thumbnail(index.path_of(row))
+            images[place, rank] = file_thumbnail(index.path_of(row), most_pixels)
             label = "" if index.labels is None else index.labels[row]
             texts[-1].append(printable(label or os.path.basename(index.names[row])))
     return Gallery(
-        query_images=np.stack([file_thumbnail(path) for path, _, _ in shown]),
+        query_images=np.stack([file_thumbnail(path, most_pixels) for path, _, _ in shown]),
         images=images,
         distance=distance,
         query_labels=np.zeros((len(shown), 0), bool),
@@ -125,10 +125,10 @@ def gallery_of_files(index: Index, found: Sequence[Found]) -> Gallery:
     )
 
 
-def file_thumbnail(path: str | os.PathLike[str]) -> np.ndarray:
+def file_thumbnail(path: str | os.PathLike[str], most_pixels: int = MOST_PIXELS) -> np.ndarray:
     """The middle square of an image file, uint8 [3, THUMBNAIL, THUMBNAIL]; grey if it cannot be read."""
     try:
-        pixels = decode(path, THUMBNAIL)
+        pixels = decode(path, THUMBNAIL, most_pixels=most_pixels)
     except BadImage:
         return np.full((3, THUMBNAIL, THUMBNAIL), _MISSING, np.uint8)
     square = ImageOps.fit(Image.fromarray(pixels), (THUMBNAIL, THUMBNAIL), Image.Resampling.BILINEAR)
