@@ -28,9 +28,9 @@ else:
 
 # The version of the rules from a file to its pixels. Caches and indexes keep it, and are not used with other rules.
 DECODING = 2
-# An image with more pixels is refused: Pillow needs up to 4 bytes for each. The photos of telephones with 50 megapixels
-# have 8192 × 6144. A JPEG may have four times as many and is then decoded at half its width and height.
-MOST_PIXELS = 50_400_000
+# An image with more pixels is refused: Pillow needs up to 4 bytes for each. A JPEG may have four times as many, as the
+# photos of telephones do, and is then decoded at half its width and height.
+MOST_PIXELS = 50_000_000
 _JPEG_TIMES = 4
 MOST_RATIO = 200  # of the longer side to the shorter one
 MOST_SIDE = 50_000  # pixels of the longer side: a thin image needs much memory while it is resized
@@ -188,6 +188,6 @@ def decode(
     except FileNotFoundError:
         raise BadImage("missing") from None
     except Image.DecompressionBombError:
-        raise _too_large("it has", most_pixels) from None
+        raise _too_large("it has too many pixels,", most_pixels) from None
     except Exception as error:  # a damaged image may raise almost any exception
         raise BadImage(str(error) or type(error).__name__) from error

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image, ImageFile
 
 import data.decode
-from data.decode import EXTENSIONS, MOST_PIXELS, BadImage, decode
+from data.decode import EXTENSIONS, BadImage, decode
 from tests.image_trees import photo, save_photo
 
 
@@ -202,13 +202,12 @@ def test_an_image_with_many_pixels_is_refused(tmp_path: Path) -> None:
         ((60, 181), 181),
     ):  # above four times as many, Pillow itself refuses to open it
         save_photo(tmp_path / "a.png", 9, *size)
-        pixels = "it has" if height == 181 else "60 × 45 pixels are"
+        pixels = "it has too many pixels," if height == 181 else "60 × 45 pixels are"
         with pytest.raises(BadImage) as caught:
             decode(tmp_path / "a.png", 256, most_pixels=2699)
         assert str(caught.value) == f"{pixels} more than 2,699; make it smaller, or raise --max-pixels"
     save_photo(tmp_path / "a.png", 9)
     assert decode(tmp_path / "a.png", 256, most_pixels=2700).shape == (45, 60, 3)
-    assert MOST_PIXELS >= 8192 * 6144  # the photos of telephones with 50 megapixels
 
 
 def test_a_very_large_jpeg_is_read_at_half_its_size(tmp_path: Path) -> None:
@@ -219,7 +218,9 @@ def test_a_very_large_jpeg_is_read_at_half_its_size(tmp_path: Path) -> None:
     assert whole.shape == half.shape == (85, 64, 3)
     assert 0 < np.abs(whole.astype(int) - half).max() < 12 and np.abs(whole.astype(int) - half).mean() < 1
     assert decode(tmp_path / "a.jpg", 64, most_pixels=67_500).shape == (85, 64, 3)
-    with pytest.raises(BadImage, match=r"it has more than 67,499; make it smaller, or raise --max-pixels"):
+    with pytest.raises(
+        BadImage, match=r"it has too many pixels, more than 67,499; make it smaller, or raise --max-pixels"
+    ):
         decode(tmp_path / "a.jpg", 64, most_pixels=67_499)
 
 
@@ -287,7 +288,7 @@ print(peak() - before)
 def test_memory_and_warnings(tmp_path: Path) -> None:
     """A line of pixels, and the largest image of the most extreme shape; and what reaches stderr."""
     photo(6).save(tmp_path / "a.jpg", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff" + bytes(20))
-    write_png(tmp_path / "tall.png", 1008, 50_000, 8, 2, 85)
+    write_png(tmp_path / "tall.png", 1000, 50_000, 8, 2, 85)
     paths = [str(tmp_path / name) for name in ("a.jpg", "tall.png")]
     done = subprocess.run([sys.executable, "-c", MEASURE, *paths], capture_output=True, text=True, check=True)
     line, images = map(int, done.stdout.split())
