@@ -15,10 +15,10 @@ from torch import nn
 from tqdm import tqdm
 
 from data.decode import EXTENSIONS, MOST_PIXELS, BadImage, decode
-from data.folder import images_below
 from data.list_files import read_names, split_labels
 from data.parallel import in_parallel
 from data.transform import eval_windows, make_image
+from data.walk import images_below
 from search.model import TrainedModel
 from utils.errors import UserError
 
@@ -42,7 +42,7 @@ def find_images(inputs: Sequence[str]) -> list[str]:
     found: list[str] = []
     for given in inputs:
         if os.path.isdir(given):
-            found += [os.path.join(given, name) for name in images_below(Path(given), "")]
+            found += [os.path.join(given, name) for name in images_below(Path(given))]
         elif not os.path.exists(given):
             raise UserError(f"{given}: there is no such file or folder.")
         elif given.lower().endswith(".txt"):
