@@ -27,7 +27,7 @@ MOST_NEIGHBOURS = 200
 MOST_ITEMS = 200
 
 # Each of these starts with bytes that identify it, and its header gives the size of the image.
-UPLOAD_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+UPLOAD_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", *({"HEIF"} & Image.OPEN.keys()))
 
 _KEPT_THUMBNAILS = 1024  # about 20 kB each
 _LOSSLESS_SIDE = 64  # pixels: JPEG artefacts would be visible in thumbnails that the page enlarges
