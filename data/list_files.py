@@ -216,9 +216,10 @@ def relocated(root: Path, names: Sequence[str]) -> list[str]:
         if folder not in folders:
             folders[folder] = _folder_below(root, folder, file)
         found.append("/".join(filter(None, [folders[folder], file])))
-    moved = {folder: new for folder, new in folders.items() if folder != new}
-    for folder, new in list(moved.items())[:1]:
-        log.info("%s is looked for in %s (%d folders of the lists in all)", folder, root / new, len(moved))
+    moved = [folder for folder, new in folders.items() if folder != new]
+    if moved:
+        others = f", and {len(moved) - 1} more folders of the lists in the same way" if moved[1:] else ""
+        log.info("images of %s are looked for in %s%s", moved[0], root / folders[moved[0]], others)
     return found
 
 

@@ -25,6 +25,7 @@ from data.list_files import (
     split_of_files,
 )
 from data.options import Options
+from utils.log import log
 
 PARTS = ("database", "query", "train")
 # What those projects search, search for, and train on. Training images may be in the database too.
@@ -41,15 +42,19 @@ def load_lists(root: Path, options: Options) -> Split:
     """
     files = _find_lists(root, options)
     parts, labels, numbers = read_pairs(files)
-    database, query, *training = (relocated(root, part) for part in parts)
-    names = database + query
-    rows: tuple[np.ndarray, ...] = split_by_lists(len(names), len(database), options, "lists")
-    for train in training:
-        names, labels, own = _add_training(database, names, train, labels)
-        if set(own.tolist()) != set(range(len(database))):
+    for what, (images, _), names in zip(("database", "query", "training"), files, parts, strict=False):
+        log.info("%s: %d %s images", images, len(names), what)
+    all_names = relocated(root, [name for names in parts for name in names])
+    num_database, num_listed = len(parts[0]), len(parts[0]) + len(parts[1])
+    names = all_names[:num_listed]
+    rows: tuple[np.ndarray, ...] = split_by_lists(num_listed, num_database, options, "lists")
+    if len(parts) > 2:
+        names, labels, own = _add_training(all_names, num_database, num_listed, labels)
+        if set(own.tolist()) != set(range(num_database)):
             rows = (*rows, own)
     class_names = read_class_names(root / "concepts.txt", labels.shape[1], numbers)
-    listed = "/".join(str(path.relative_to(root) if path.is_relative_to(root) else path) for path, _ in files)
+    paths = [path for pair in files for path in pair if path is not None]
+    listed = "/".join(str(path.relative_to(root) if path.is_relative_to(root) else path) for path in paths)
     cache_name = f"lists-{zlib.crc32(listed.encode('utf-8', 'surrogateescape')):08x}"
     return split_of_files("lists", root, names, labels, rows, options, class_names, cache_name)
 
@@ -79,21 +84,20 @@ def _has_labels(images: Path, labels: Path) -> bool:
 
 
 def _add_training(
-    database: list[str], names: list[str], train: list[str], labels: torch.Tensor
+    names: list[str], num_database: int, num_listed: int, labels: torch.Tensor
 ) -> tuple[list[str], torch.Tensor, np.ndarray]:
-    """Pool the training images with `names`, but for those that are in the database with the same labels.
+    """Leave out training images, those from `num_listed` on, that the database has too, with the same labels.
 
     Returns:
-        All names, their labels, and the rows of the training images, int64.
+        The other names, their labels, and the rows of the training images, int64.
     """
-    known = {name: row for row, name in reversed(list(enumerate(database)))}
-    rows: list[int] = []
-    new: list[int] = []
-    for number, name in enumerate(train, len(names)):
-        row = known.get(name)
+    known = {names[row]: row for row in reversed(range(num_database))}
+    kept = list(range(num_listed))
+    rows = []
+    for number in range(num_listed, len(names)):
+        row = known.get(names[number])
         if row is None or not torch.equal(labels[row], labels[number]):
-            row = len(names) + len(new)
-            new.append(number)
+            row = len(kept)
+            kept.append(number)
         rows.append(row)
-    kept = torch.tensor([*range(len(names)), *new])
-    return names + [train[number - len(names)] for number in new], labels[kept], np.array(rows, dtype=np.int64)
+    return [names[number] for number in kept], labels[kept], np.array(rows, dtype=np.int64)
