@@ -7,6 +7,7 @@ frame is read. An image is made smaller, never larger.
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import stat
@@ -38,14 +39,15 @@ MOST_SIDE = 50_000  # pixels of the longer side: a thin image needs much memory 
 _WHOLE_PIXELS = 32_000_000
 _BLOCK_PIXELS = 1_000_000
 
-# Pillow's warnings are about metadata and name no file. What makes pixels unreadable is an exception.
+# Pillow's warnings and log name no file. What makes pixels unreadable is also an exception; the rest is metadata.
 warnings.filterwarnings("ignore", module=r"PIL\.")
+logging.getLogger("PIL").setLevel(logging.CRITICAL)
 
 Image.init()
 # EPS runs another program; the other readers only recognise the file and cannot decode it.
 _NOT_READ = {"EPS", "WMF", "MPEG", "HDF5", "GRIB", "BUFR", "FITS"}
 _FORMATS = tuple(sorted(set(Image.OPEN) - _NOT_READ, key=lambda name: (name != "JPEG", name != "PNG", name)))
-_SIXTEEN_BITS = re.compile("(RGB[AXa]?|LA);16")  # per colour, in the raw mode of a tile
+_SIXTEEN_BITS = re.compile(r"\b(RGB[AXa]?|LA);16")  # per colour, in the raw mode of a tile
 # The reader of JPEG reads MPO, too.
 EXTENSIONS = frozenset(ext for ext, name in Image.registered_extensions().items() if name in (*_FORMATS, "MPO"))
 
@@ -164,7 +166,7 @@ def decode(
     try:
         with open_image(path, formats=formats, most_pixels=most_pixels) as opened:
             _require_readable(opened, most_pixels)
-            colours = any(_SIXTEEN_BITS.match(str(tile.args).lstrip("('")) for tile in opened.tile)
+            colours = any(_SIXTEEN_BITS.search(str(tile[3])) for tile in opened.tile)
             opened.load()
             if opened.mode == "F":
                 raise BadImage("its pixels are floating-point numbers of unknown range")

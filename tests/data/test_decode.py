@@ -296,6 +296,18 @@ def test_memory_and_warnings(tmp_path: Path) -> None:
     assert done.stderr == ""
 
 
+def test_pillow_logs_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Its lines do not name the file; `BadImage` ends up in a message that does."""
+    photo(1).save(tmp_path / "a.tiff")
+    three, eight = (struct.pack("<HHIH", 277, 3, 1, samples) for samples in (3, 8))  # the tag SamplesPerPixel
+    content = (tmp_path / "a.tiff").read_bytes()
+    assert three in content
+    (tmp_path / "a.tiff").write_bytes(content.replace(three, eight))
+    with pytest.raises(BadImage):
+        decode(tmp_path / "a.tiff", 256)
+    assert not caplog.records
+
+
 def test_a_pipe_is_refused_at_once(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.jpg")
     with pytest.raises(BadImage, match="not a file, but a folder, a pipe or a device"):

@@ -87,6 +87,21 @@ def test_training_images_outside_the_database(tmp_path: Path) -> None:
     assert load_data("lists", tmp_path, Options(**SMALL)).separate is None
 
 
+def test_a_list_of_training_images_with_label_rows(tmp_path: Path) -> None:
+    trees.lists_tree(tmp_path)
+    names, labels = ((tmp_path / f"database_{what}.txt").read_text().splitlines() for what in ("img", "label"))
+    write_lines(tmp_path / "train_img.txt", names[5:9])
+    write_lines(tmp_path / "train_label.txt", labels[5:9])
+    split = load_data("lists", tmp_path, Options(**SMALL))
+    assert split.train.paths == names[5:9] and split.train.labels.equal(split.database.labels[5:9])
+    (tmp_path / "train_img.txt").rename(tmp_path / "pool.txt")
+    assert load_data("lists", tmp_path, Options(**SMALL)).separate is None
+    assert load_data("lists", tmp_path, Options(train_img="pool.txt", **SMALL)).train.paths == names[5:9]
+    write_lines(tmp_path / "train_label.txt", labels[5:8])
+    with pytest.raises(UserError, match=r"pool\.txt has 4 images, .*train_label\.txt has 3 label rows"):
+        load_data("lists", tmp_path, Options(train_img="pool.txt", **SMALL))
+
+
 @pytest.mark.parametrize("blank", [" ", "\t", ",", ", ", "  \t"])
 def test_labels_behind_the_names(tmp_path: Path, blank: str) -> None:
     trees.lists_tree(tmp_path)
