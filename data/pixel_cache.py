@@ -141,7 +141,8 @@ def _require_space(folder: Path, files: ImageFiles, rows: np.ndarray) -> None:
     # Estimates the size of the cache from the headers of some images.
     lengths = []
     for row in rows[np.linspace(0, len(rows) - 1, min(len(rows), 64)).astype(int)].tolist():
-        with contextlib.suppress(Exception), open_image(files.root / files.names[row]) as image:
+        path = files.root / files.names[row]
+        with contextlib.suppress(Exception), open_image(path, most_pixels=files.most_pixels) as image:
             shrink = min(1.0, files.shorter_side / min(image.size))
             lengths.append(3 * image.width * image.height * shrink * shrink)
     needed = len(rows) * sum(lengths) / max(len(lengths), 1)

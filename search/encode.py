@@ -72,7 +72,7 @@ def print_skipped(name: str, reason: str) -> None:
 
 @dataclass(frozen=True)
 class Encoding:
-    """How to encode: images in a batch, where, threads that read images ahead (0: one per processor), largest image."""
+    """How to encode: images in a batch, where, threads that read images ahead (0: one per processor), pixel limit."""
 
     batch_size: int = 64
     device: torch.device = CPU
