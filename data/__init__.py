@@ -8,7 +8,7 @@ from pathlib import Path
 
 from data.cifar10 import load_cifar10
 from data.digits import load_digits
-from data.duplicates import report_duplicates
+from data.duplicates import report_duplicates, report_shared_names
 from data.flickr25k import FLICKR25K
 from data.folder import load_folder
 from data.image_dataset import ImageDataset, Split, hold_out, separate_training
@@ -46,6 +46,7 @@ def load_data(name: str, root: str | Path, options: Options) -> Split:
     split = DATASETS[name](Path(root), options)
     if options.protocol == "train-5000":
         split = separate_training(split, NUM_TRAIN, options.seed)
+    report_shared_names(split)
     if options.check:
         report_duplicates(split, options.threads)
     return split

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 
 from data.image_dataset import ImageDataset, Split
 from data.parallel import in_parallel
@@ -33,6 +34,23 @@ def find_duplicates(split: Split, threads: int = 1) -> list[tuple[int, int]]:
         first.setdefault(key, row)
     queries = enumerate(content_hashes(split.query, threads))
     return [(row, first[key]) for row, key in queries if key in first]
+
+
+def report_shared_names(split: Split) -> None:
+    """Warn of queries that are in the database or the training pool under the same name, and name the first ten."""
+    queries = split.query.paths
+    for what, part in (("the database", split.database), ("the training pool", split.separate)):
+        names = None if part is None else part.paths
+        if queries is None or names is None:
+            continue
+        listed = set(map(os.path.normpath, names))
+        shared = [name for name in queries if os.path.normpath(name) in listed]
+        if shared:
+            counts = f"{len(shared)} of {len(queries)} queries are in {what} too"
+            more = f" and {len(shared) - _NAMED} more" if len(shared) > _NAMED else ""
+            log.warning(
+                "%s: %s, so that the metrics are too good: %s%s", split.name, counts, ", ".join(shared[:_NAMED]), more
+            )
 
 
 def report_duplicates(split: Split, threads: int) -> None:

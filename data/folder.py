@@ -7,40 +7,32 @@ from pathlib import Path
 
 import numpy as np
 
-from data.decode import EXTENSIONS
 from data.image_dataset import Split
 from data.list_files import split_of_files
 from data.options import Options
 from data.split import one_hot, stratified_split
+from data.walk import images_below, is_passed_over
 from utils.errors import UserError
+from utils.log import log
 
 QUERY_SHARE = 0.1
 
 
 def class_folders(root: Path) -> list[str]:
-    """Names of the folders in `root`, sorted, without hidden ones.
+    """Names of the folders in `root` and of links to folders, sorted, without hidden ones.
 
     Raises:
         UserError: `root` cannot be read or has no folders.
     """
     try:
-        names = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith("."))
+        names = sorted(
+            entry.name for entry in os.scandir(root) if os.path.isdir(entry) and not is_passed_over(entry.name)
+        )
     except OSError as error:
         raise UserError(f"{root} cannot be read: {error.strerror or error}.") from error
     if not names:
         raise UserError(f"{root} has no folders; it needs one folder of images per class.")
     return names
-
-
-def images_below(root: Path, folder: str) -> list[str]:
-    """The images in ``root/folder`` at any depth, by their extensions: sorted, relative to `root`; no hidden ones."""
-    found = []
-    for place, folders, files in os.walk(root / folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in files:
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in EXTENSIONS:
-                found.append(Path(place, name).relative_to(root).as_posix())
-    return sorted(found)
 
 
 def images_of_classes(root: Path, classes: list[str]) -> tuple[list[str], np.ndarray]:
@@ -49,15 +41,19 @@ def images_of_classes(root: Path, classes: list[str]) -> tuple[list[str], np.nda
     Raises:
         UserError: a class has no images; the message names it.
     """
-    names: list[str] = []
-    targets: list[int] = []
-    for label, folder in enumerate(classes):
-        found = images_below(root, folder)
-        if not found:
+    found: dict[str, list[str]] = {folder: [] for folder in classes}
+    loose: list[str] = []
+    for name in images_below(root):
+        folder, slash, _ = name.partition("/")
+        (found[folder] if slash else loose).append(name)
+    if loose:
+        named = ", ".join(loose[:3]) + (", ..." if len(loose) > 3 else "")
+        log.warning("%s: %d images beside the class folders are left out (%s)", root, len(loose), named)
+    for folder, names in found.items():
+        if not names:
             raise UserError(f"{root / folder} has no images; add images or remove the folder.")
-        names += found
-        targets += [label] * len(found)
-    return names, np.array(targets, dtype=np.int64)
+    targets = np.repeat(np.arange(len(classes)), [len(names) for names in found.values()])
+    return [name for names in found.values() for name in names], targets
 
 
 def query_counts(sizes: np.ndarray, num_query: int | None, query_share: float) -> list[int]:

@@ -72,11 +72,11 @@ class Split:
     database: ImageDataset
     class_names: list[str] | None  # one per label column
     validation: ImageDataset | None = None  # held out of the database to select the iteration
-    separate: ImageDataset | None = None  # the training pool, where it is not the database
+    separate: ImageDataset | None = None  # the training pool, where it is not the database; may share images with it
 
     @property
     def train(self) -> ImageDataset:
-        """The training pool: the database, or images that are not in it (`separate_training`)."""
+        """The training pool: the database, or `separate`."""
         return self.separate or self.database
 
     @property
@@ -101,7 +101,10 @@ def hold_out(split: Split, number: int, seed: int) -> Split:
         raise UserError(f"--validate {number}: the database has only {size} images; give {size - 2} or fewer.")
     order = torch.randperm(size, generator=generator(seed, "validation")).numpy()
     held, kept = (split.database.subset(np.sort(part)) for part in (order[:number], order[number:]))
-    return replace(split, database=kept, validation=held)
+    separate = split.separate
+    if separate is not None:  # it may share images with the database
+        separate = separate.subset(np.flatnonzero(~np.isin(separate.rows, held.rows)))
+    return replace(split, database=kept, validation=held, separate=separate)
 
 
 def separate_training(split: Split, number: int, seed: int) -> Split:
@@ -121,26 +124,29 @@ def make_split(
     name: str,
     source: PixelSource,
     labels: torch.Tensor,
-    rows: tuple[np.ndarray, np.ndarray],
+    rows: tuple[np.ndarray, ...],
     class_names: list[str] | None,
     image_size: int,
     shorter_side: int | None = None,
 ) -> Split:
-    """A `Split` of one pixel source by its query and database `rows`, int64; `labels` are float32 multi-hot [n, C].
+    """A `Split` of one pixel source by its `rows`, int64; `labels` are float32 multi-hot [n, C].
+
+    The rows are those of the queries, of the database and, where it is not the database, of the training pool.
 
     Images that cannot be read (size 0) are left out here, after the draw, so that no other image changes its side.
 
     Raises:
-        UserError: no image of a half can be read.
+        UserError: no image of a part can be read.
     """
-    halves = []
-    for what, half in zip(("query", "database"), rows, strict=True):
-        good = half[source.sizes[half, 0] > 0]
+    parts = []
+    for what, part in zip(("query", "database", "training"), rows, strict=False):
+        good = part[source.sizes[part, 0] > 0]
         if not len(good):
             raise UserError(f"{name}: no {what} image can be read; replace the files.")
         side = shorter_side or shorter_side_for(image_size)
-        halves.append(ImageDataset(source, good, labels[torch.from_numpy(good)], image_size, side))
-    return Split(name, halves[0], halves[1], class_names)
+        parts.append(ImageDataset(source, good, labels[torch.from_numpy(good)], image_size, side))
+    query, database, *training = parts
+    return Split(name, query, database, class_names, separate=training[0] if training else None)
 
 
 def split_in_memory(

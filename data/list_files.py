@@ -1,10 +1,12 @@
-"""Datasets by lists: image names, one per line, and label rows of 0 and 1; and what all datasets of files share.
+"""Datasets by lists: image names, one per line, and their labels, in a file of their own or behind the names; and what
+all datasets of files share.
 
 Every error message names the file and, where there is one, the line.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +18,13 @@ from data.image_dataset import Split, make_split
 from data.image_files import open_images
 from data.options import Options
 from data.pixels import ImageFiles
-from data.split import random_split, sample_rows
+from data.split import one_hot, random_split, sample_rows
 from data.transform import shorter_side_for
 from utils.errors import UserError
+from utils.log import log
 
 _BOM = b"\xef\xbb\xbf"
+_LABELS = re.compile(r"(?:[ \t,]+[0-9]+)+$")  # what follows a name in a list with labels
 
 # ---- Reading lists ----
 
@@ -62,13 +66,26 @@ def read_names(path: Path) -> list[str]:
     return names
 
 
+def split_labels(line: str) -> tuple[str, str]:
+    """The name in a line of a list, and the numbers behind it, which blanks, tabs or commas separate; "" for none.
+
+    ``a b.jpg 0 1 0`` → ``a b.jpg`` and ``0 1 0``.
+    """
+    labels = _LABELS.search(line)
+    return (line, "") if labels is None else (line[: labels.start()], labels[0].replace(",", " ").strip())
+
+
 def read_labels(path: Path, widths: Collection[int] | None = None) -> torch.Tensor:
     """Multi-hot label rows, separated by blanks: float32 [n, C], with C one of `widths` (None: any C).
 
     Raises:
         UserError: see `read_lines`; or an entry is not 0 or 1, or the rows have different widths or a wrong one.
     """
-    lines = read_lines(path)
+    return torch.from_numpy(_multi_hot(path, read_lines(path), widths).astype(np.float32))
+
+
+def _multi_hot(path: Path, lines: Sequence[bytes], widths: Collection[int] | None = None) -> np.ndarray:
+    """uint8 [n, C] of 0 and 1 from the label rows `lines` of the file `path`. Raises as `read_labels`."""
     packed = []
     width = len(lines[0].split())
     for number, line in enumerate(lines, 1):
@@ -84,46 +101,97 @@ def read_labels(path: Path, widths: Collection[int] | None = None) -> torch.Tens
     if widths is not None and width not in widths:
         allowed = " or ".join(map(str, sorted(widths)))
         raise UserError(f"{path}, line 1 has {width} labels; this dataset has {allowed}.")
-    digits = np.frombuffer(b"".join(packed), dtype=np.uint8).reshape(len(lines), width)
-    return torch.from_numpy((digits - ord("0")).astype(np.float32))
+    return np.frombuffer(b"".join(packed), dtype=np.uint8).reshape(len(lines), width) - np.uint8(ord("0"))
+
+
+def _class_numbers(path: Path, lines: Sequence[bytes]) -> np.ndarray:
+    """int64 [n] from the lines of the file `path`, each of which is one class number. Raises a UserError otherwise."""
+    for number, line in enumerate(lines, 1):
+        if not re.fullmatch(rb"[0-9]{1,18}", line):
+            shown = line[:20].decode("utf-8", "backslashreplace")
+            raise UserError(
+                f"{path}, line {number} has {shown!r}, line 1 a single number; with one number per image, each is a "
+                "class number: a whole number, 0 or more."
+            )
+    return np.array(lines, dtype=bytes).astype(np.int64)
+
+
+def _read_part(
+    names_path: Path, labels_path: Path | None, widths: Collection[int] | None
+) -> tuple[list[str], np.ndarray]:
+    """n names, and their labels: uint8 [n, C] of 0 and 1, or int64 [n] where there is one class number per image."""
+    names = read_names(names_path)
+    if labels_path is None:
+        pairs = [split_labels(name) for name in names]
+        names, lines = [name for name, _ in pairs], [text.encode() for _, text in pairs]
+        if b"" in lines:
+            raise UserError(
+                f"{names_path}, line {lines.index(b'') + 1} has no labels behind the name; add them, as 0 and 1 or as "
+                "a class number, or name a file of label rows."
+            )
+    else:
+        lines = read_lines(labels_path)
+        if len(names) != len(lines):
+            raise UserError(
+                f"{names_path} has {len(names)} images, {labels_path} has {len(lines)} label rows; "
+                "row i must belong to line i of the image list."
+            )
+    path = labels_path or names_path
+    if widths is None and len(lines[0].split()) == 1:
+        return names, _class_numbers(path, lines)
+    return names, _multi_hot(path, lines, widths)
 
 
 def read_pairs(
-    pairs: Sequence[tuple[Path, Path]], widths: Collection[int] | None = None
-) -> tuple[list[str], torch.Tensor, int]:
-    """Pairs of an image list and its label rows, pooled: n names, float32 [n, C], number of images of the first pair.
+    pairs: Sequence[tuple[Path, Path | None]], widths: Collection[int] | None = None
+) -> tuple[list[list[str]], torch.Tensor, list[int] | None]:
+    """Image lists and their labels, which are in a file of their own, or behind the names where that is None.
+
+    Where `widths` is None and each image has a single number, that is its class number, as in HashNet's lists
+    (https://github.com/thuml/HashNet/blob/master/pytorch/src/data_list.py).
+
+    Returns:
+        The names of each list; the labels of all, float32 multi-hot [n, C]; the class numbers of the columns, ascending
+        and only those that occur, or None where the labels are multi-hot.
 
     Raises:
         UserError: see `read_names` and `read_labels`; or files have different lengths, or label rows different widths.
     """
-    names: list[str] = []
-    labels: list[torch.Tensor] = []
+    names: list[list[str]] = []
+    labels: list[np.ndarray] = []
     for names_path, labels_path in pairs:
-        listed = read_names(names_path)
-        labels.append(read_labels(labels_path, widths))
-        count, width = labels[-1].shape
-        if len(listed) != count:
+        listed, rows = _read_part(names_path, labels_path, widths)
+        names.append(listed)
+        labels.append(rows)
+        first, own = (1 if part.ndim == 1 else part.shape[1] for part in (labels[0], rows))
+        if first != own:
             raise UserError(
-                f"{names_path} has {len(listed)} images, {labels_path} has {count} label rows; "
-                "row i must belong to line i of the image list."
+                f"{pairs[0][1] or pairs[0][0]} has {first} labels per row, {labels_path or names_path} has {own}; "
+                "both need the same."
             )
-        if width != labels[0].shape[1]:
-            raise UserError(
-                f"{pairs[0][1]} has {labels[0].shape[1]} labels per row, {labels_path} has {width}; both need the same."
-            )
-        names += listed
-    return names, torch.cat(labels), len(labels[0])
+    pooled = np.concatenate(labels)
+    if pooled.ndim == 2:
+        return names, torch.from_numpy(pooled.astype(np.float32)), None
+    numbers, targets = np.unique(pooled, return_inverse=True)
+    log.info("%s: one number per image is its class number; %d classes", pairs[0][1] or pairs[0][0], len(numbers))
+    return names, one_hot(targets, len(numbers)), numbers.tolist()
 
 
-def read_class_names(path: Path, num_classes: int) -> list[str] | None:
+def read_class_names(path: Path, num_classes: int, numbers: list[int] | None = None) -> list[str] | None:
     """The names of the label columns, one per line; None where there is no such file.
+
+    Where the columns have the class `numbers`, line i + 1 names class i, and without a file the number is the name.
 
     Raises:
         UserError: see `read_names`; or the file has another number of names.
     """
     if not path.is_file():
-        return None
+        return None if numbers is None else list(map(str, numbers))
     names = read_names(path)
+    if numbers is not None:
+        if numbers[-1] >= len(names):
+            raise UserError(f"{path} names classes 0 to {len(names) - 1}, but class {numbers[-1]} occurs; correct it.")
+        return [names[number] for number in numbers]
     if len(names) != num_classes:
         raise UserError(f"{path} names {len(names)} classes, the labels have {num_classes} columns; correct the file.")
     return names
@@ -133,6 +201,35 @@ def with_prefix(name: str, folder: str) -> str:
     """`name` in `folder`, whether or not the list already says so: ``im1.jpg`` → ``mirflickr/im1.jpg``."""
     name = name.removeprefix("./")
     return name if name.startswith(f"{folder}/") else f"{folder}/{name}"
+
+
+def relocated(root: Path, names: Sequence[str]) -> list[str]:
+    """`names` without the leading folders that are not there, as of a list that was made on another machine.
+
+    ``/home/me/coco/val2014/a.jpg`` → ``val2014/a.jpg``, if `root` has the folder ``val2014`` but there is no
+    ``/home/me/coco/val2014``. A name whose folder is nowhere stays as it is.
+    """
+    folders: dict[str, str] = {}
+    found = []
+    for name in names:
+        folder, _, file = name.rpartition("/")
+        if folder not in folders:
+            folders[folder] = _folder_below(root, folder, file)
+        found.append("/".join(filter(None, [folders[folder], file])))
+    moved = [folder for folder, new in folders.items() if folder != new]
+    if moved:
+        others = f", and {len(moved) - 1} more folders of the lists in the same way" if moved[1:] else ""
+        log.info("images of %s are looked for in %s%s", moved[0], root / folders[moved[0]], others)
+    return found
+
+
+def _folder_below(root: Path, folder: str, file: str) -> str:
+    parts = folder.split("/") if folder else []
+    for start in range(len(parts)):
+        shorter = "/".join(parts[start:])
+        if (root / shorter).is_dir():
+            return shorter
+    return "" if (root / file).exists() else folder
 
 
 # ---- From lists to a split ----
@@ -181,7 +278,7 @@ def split_of_files(
     folder: Path,
     names: Sequence[str],
     labels: torch.Tensor,
-    rows: tuple[np.ndarray, np.ndarray],
+    rows: tuple[np.ndarray, ...],
     options: Options,
     class_names: list[str] | None,
     cache_name: str | None = None,
@@ -192,7 +289,7 @@ def split_of_files(
         UserError: see `open_images` and `make_split`.
     """
     image_size = options.image_size or 224
-    files = ImageFiles(folder, names, shorter_side_for(image_size))
+    files = ImageFiles(folder, names, shorter_side_for(image_size), options.max_pixels)
     source = open_images(files, cache_name or name, options)
     return make_split(name, source, labels, rows, class_names, image_size)
 
@@ -231,9 +328,10 @@ class ListedDataset:
         pairs = [(folder / images, folder / labels) for images, labels in self.lists]
         remedy = f"get the lists, or make them with python -m dataset.{self.command} (docs/datasets.md)."
         require_files([path for pair in pairs for path in pair], remedy)
-        names, labels, num_database = read_pairs(pairs, self.widths)
+        parts, labels, _ = read_pairs(pairs, self.widths)
+        names = [name for part in parts for name in part]
         if self.num_query is None or options.split == "lists":
-            rows = split_by_lists(len(names), num_database, options, self.name)
+            rows = split_by_lists(len(names), len(parts[0]), options, self.name)
         else:
             rows = random_split(len(names), options.num_query or self.num_query, options.seed, self.name)
         names = [with_prefix(name, self.images) for name in names]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, fields
 
+from data.decode import MOST_PIXELS
 from utils.errors import UserError
 
 # The options that not every dataset has, and the datasets that have them.
@@ -16,9 +17,11 @@ ONLY_FOR = {
     "database_label": ("lists",),
     "query_img": ("lists",),
     "query_label": ("lists",),
+    "train_img": ("lists",),
+    "train_label": ("lists",),
 }
 PROTOCOLS = ("pool", "train-5000", "test-10000")  # docs/datasets.md
-MINIMA = {"seed": 0, "num_workers": 0, "num_query": 1, "image_size": 8}
+MINIMA = {"seed": 0, "num_workers": 0, "num_query": 1, "image_size": 8, "max_pixels": 1}
 
 
 @dataclass(frozen=True)
@@ -33,8 +36,12 @@ class Options:
             that are not in it; "test-10000" has 10,000 queries.
         split: flickr25k: "lists" for the split of the lists; None: the protocol of the dataset.
         query_share: folder: share of each class held out as queries; None: 0.1.
-        database_img, database_label, query_img, query_label: lists: the four files, relative to the root folder or
-            absolute; None: the name of the option with .txt.
+        database_img, query_img, train_img: lists: image lists, relative to the root folder or absolute; None: the name
+            of the option with .txt; without database_img.txt, database.txt, test.txt and train.txt. No list of
+            training images: the database is the training pool.
+        database_label, query_label, train_label: lists: label rows; None: the name of the option with .txt where there
+            is such a file, otherwise the labels are behind the names.
+        max_pixels: images with more pixels cannot be read (data/decode.py).
         on_bad_image: "error", or "skip": unreadable images are left out of the split.
         cache: "on" keeps the decoded images in a file in the dataset's folder, "off" keeps none; any other text is
             the folder for that file.
@@ -55,6 +62,9 @@ class Options:
     database_label: str | None = None
     query_img: str | None = None
     query_label: str | None = None
+    train_img: str | None = None
+    train_label: str | None = None
+    max_pixels: int = MOST_PIXELS
     on_bad_image: str = "error"
     cache: str = "on"
     check: bool = False

@@ -4,8 +4,9 @@ The file has the pixels of one image after the other, uint8 [height, width, 3], 
 `numpy.savez`. It is renamed when it is complete, so a reader sees the old file, the new one or none. Reading is `pread`
 of the rows that a crop needs: the pages belong to the file cache of the system, not to the process.
 
-The signature of an image is a hash of its name, of the size and time of modification of its file, and of the stored
-shorter side. A cache with other signatures than the dataset's is built again; images with known ones are copied.
+The signature of an image is a hash of its name, of the size and time of modification of its file, of the stored shorter
+side and of the version of the rules of decoding. A cache with other signatures than the dataset's is built again; known
+images are copied.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
+from data.decode import DECODING, open_image
 from data.parallel import in_parallel
 from data.pixels import ImageFiles, MemoryPixels, PixelSource
 from utils.errors import UserError
@@ -90,7 +91,7 @@ def image_signatures(files: ImageFiles, stats: np.ndarray) -> np.ndarray:
     """uint64 [n]; `stats` are those of `image_files.find_files`."""
     signatures = np.empty(len(files.names), dtype=np.uint64)
     for row, (name, (length, changed)) in enumerate(zip(files.names, stats.tolist(), strict=True)):
-        text = f"{files.shorter_side}/{length}/{changed}/".encode() + os.fsencode(name)
+        text = f"{DECODING}/{files.shorter_side}/{length}/{changed}/".encode() + os.fsencode(name)
         signatures[row] = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
     return signatures
 
@@ -140,7 +141,8 @@ def _require_space(folder: Path, files: ImageFiles, rows: np.ndarray) -> None:
     # Estimates the size of the cache from the headers of some images.
     lengths = []
     for row in rows[np.linspace(0, len(rows) - 1, min(len(rows), 64)).astype(int)].tolist():
-        with contextlib.suppress(Exception), Image.open(files.root / files.names[row]) as image:
+        path = files.root / files.names[row]
+        with contextlib.suppress(Exception), open_image(path, most_pixels=files.most_pixels) as image:
             shrink = min(1.0, files.shorter_side / min(image.size))
             lengths.append(3 * image.width * image.height * shrink * shrink)
     needed = len(rows) * sum(lengths) / max(len(lengths), 1)

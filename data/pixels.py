@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from data.decode import BadImage, decode
+from data.decode import MOST_PIXELS, BadImage, decode
 from data.transform import HEIGHT, TOP, make_image
 
 
@@ -18,17 +18,19 @@ from data.transform import HEIGHT, TOP, make_image
 class ImageFiles:
     """The files of n images: their names, which start from the folder `root`.
 
-    They are stored with a shorter side of `shorter_side` pixels; smaller ones stay as they are.
+    They are stored with a shorter side of `shorter_side` pixels; smaller ones stay as they are. Images of more than
+    `most_pixels` cannot be read.
     """
 
     root: Path
     names: Sequence[str]
     shorter_side: int
+    most_pixels: int = MOST_PIXELS
 
     def decode(self, row: int) -> np.ndarray | str:
         """An image, uint8 [height, width, 3], or why it cannot be read."""
         try:
-            return decode(self.root / self.names[row], self.shorter_side)
+            return decode(self.root / self.names[row], self.shorter_side, most_pixels=self.most_pixels)
         except BadImage as error:
             return str(error)
 

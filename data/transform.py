@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from PIL import Image
 from torch.nn.functional import embedding_bag, interpolate
 
 # Mean and standard deviation of RGB in [0, 1] that torchvision uses for networks trained on ImageNet.
@@ -30,6 +31,8 @@ PIXEL_BIAS = np.array([-mean / std for mean, std in zip(IMAGENET_MEAN, IMAGENET_
 # The columns of a window table.
 TOP, LEFT, HEIGHT, WIDTH, OUT_HEIGHT, OUT_WIDTH, OFFSET_Y, OFFSET_X, FLIP = range(9)
 
+# From this many times the pixels that are kept on, as for images about 12 times as wide as high, only those are made.
+_MOST_TIMES = 16
 _TRIES = 10  # torchvision draws up to ten crops before it falls back to a central crop
 
 
@@ -117,20 +120,36 @@ def make_image(rows: np.ndarray, window: np.ndarray, out: np.ndarray) -> None:
 
     `rows` are the stored image's in the window's box, uint8 [HEIGHT, w, 3]. Before normalisation the pixels equal those
     of torchvision's ``resized_crop`` and ``horizontal_flip``, or ``resize`` and ``center_crop``, of the same uint8
-    tensor, on a CPU with AVX2 (elsewhere torchvision resizes floats).
+    tensor, on a CPU with AVX2 (elsewhere torchvision resizes floats). Of images that are much wider than high, or the
+    other way round, they are Pillow's pixels, at most one grey level from those.
     """
     _, left, _, width, out_height, out_width, offset_y, offset_x, flip = window.tolist()
     # This runs in threads of the loader, where torch must not start further threads. It resizes 8-bit images with one
     # thread, but would copy a box that is not contiguous, and normalise, with several; numpy does both instead.
     box = np.ascontiguousarray(rows[:, left : left + width])
-    image = torch.from_numpy(box)[None].permute(0, 3, 1, 2)  # channels-last strides: torch's fastest case
-    resized = interpolate(image, (out_height, out_width), mode="bilinear", antialias=True)[0].numpy()
     size = out.shape[-1]
-    kept = resized[:, offset_y : offset_y + size, offset_x : offset_x + size]
+    if out_height * out_width > _MOST_TIMES * size * size:
+        kept = _resize_kept(box, window, size).transpose(2, 0, 1)
+    else:
+        image = torch.from_numpy(box)[None].permute(0, 3, 1, 2)  # channels-last strides: torch's fastest case
+        resized = interpolate(image, (out_height, out_width), mode="bilinear", antialias=True)[0].numpy()
+        kept = resized[:, offset_y : offset_y + size, offset_x : offset_x + size]
     # Each step accesses memory in order or moves single bytes, which is faster than fewer steps that do neither.
     out[...] = np.ascontiguousarray(kept[:, :, ::-1] if flip else kept)
     out *= PIXEL_SCALE[:, None, None]
     out += PIXEL_BIAS[:, None, None]
+
+
+def _resize_kept(box: np.ndarray, window: np.ndarray, size: int) -> np.ndarray:
+    """The S × S pixels that are kept, uint8 [S, S, 3], resized (bilinear, antialiased) from `box`, uint8 [h, w, 3].
+
+    Torch can only resize the whole of it, which takes gigabytes for an image of 20,000 × 1 pixels.
+    """
+    scale_y, scale_x = (window[[HEIGHT, WIDTH]] / window[[OUT_HEIGHT, OUT_WIDTH]]).tolist()
+    top, left = (window[[OFFSET_Y, OFFSET_X]] * (scale_y, scale_x)).tolist()
+    height, width, _ = box.shape
+    part = (left, top, min(left + size * scale_x, width), min(top + size * scale_y, height))
+    return np.asarray(Image.fromarray(box).resize((size, size), Image.Resampling.BILINEAR, box=part))
 
 
 def interpolation_taps(lines: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -14,7 +14,7 @@ from plots.style import FORMATS
 from search.backends import BACKENDS, open_backend
 from search.build import build
 from search.encode import print_skipped
-from search.encode_command import add_encoding_flags, add_model_flags, encode, encoding_of
+from search.encode_command import add_encoding_flags, add_model_flags, add_pixels_flag, encode, encoding_of
 from search.index import DEFAULT_K, Index
 from search.model import export_model, load_model
 from search.page import serve
@@ -83,7 +83,7 @@ def _query(arguments: Sequence[str]) -> None:
         if not backend.is_exact(options.radius):
             print(f"\nSearched with {backend.name}, which may miss neighbours; --backend numpy misses none.")
     if options.figure is not None:
-        gallery, missing = gallery_of_files(index, found)
+        gallery, missing = gallery_of_files(index, found, options.max_pixels)
         for path, reason in missing:
             print(f"{printable(path)}: drawn as a grey square: {reason}", file=sys.stderr)
         if missing:
@@ -102,10 +102,11 @@ def _serve(arguments: Sequence[str]) -> None:
     parser.add_argument(
         "--allow-host", action="append", default=[], metavar="NAME", help="a name of a proxy that shows the page"
     )
+    add_pixels_flag(parser)
     options = parser.parse_args(arguments)
     index = _load_index(options)
     try:
-        serve(index, index.model(options.run), options.host, options.port, options.allow_host)
+        serve(index, index.model(options.run), options.host, options.port, options.max_pixels, options.allow_host)
     except Interrupted as stopped:
         if stopped.status != 128 + signal.SIGINT:  # Ctrl-C is the normal way to stop the server
             raise

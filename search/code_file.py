@@ -10,6 +10,7 @@ from typing import IO
 
 import numpy as np
 
+from data.decode import DECODING
 from search.model import TrainedModel
 
 
@@ -22,8 +23,8 @@ def request_key(trained: TrainedModel, names: Iterable[str]) -> str:
 
 
 def model_key(trained: TrainedModel) -> str:
-    """SHA-256 (hexadecimal) of the weights and the settings that the code of an image depends on."""
-    return hashlib.sha256(f"{trained.fingerprint}\n{json.dumps(trained.settings)}".encode()).hexdigest()
+    """SHA-256 (hexadecimal) of what the code of an image depends on: weights, settings and how files are decoded."""
+    return hashlib.sha256(f"{trained.fingerprint}\n{json.dumps(trained.settings)}\n{DECODING}".encode()).hexdigest()
 
 
 def write_codes(file: IO[bytes], names: Sequence[str], codes: np.ndarray, trained: TrainedModel, request: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,17 +14,16 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from data.decode import EXTENSIONS, BadImage, decode
-from data.folder import images_below
-from data.list_files import read_names
+from data.decode import EXTENSIONS, MOST_PIXELS, BadImage, decode
+from data.list_files import read_names, split_labels
 from data.parallel import in_parallel
 from data.transform import eval_windows, make_image
+from data.walk import images_below
 from search.model import TrainedModel
 from utils.errors import UserError
 
 CPU = torch.device("cpu")
 CPU_ROWS = 64  # images in every input of the network on a CPU: its rounding depends on their number
-_LABELS = re.compile(r"(\s+\d+)+$")
 
 
 # ---- Which images ----
@@ -44,7 +42,7 @@ def find_images(inputs: Sequence[str]) -> list[str]:
     found: list[str] = []
     for given in inputs:
         if os.path.isdir(given):
-            found += [os.path.join(given, name) for name in images_below(Path(given), "")]
+            found += [os.path.join(given, name) for name in images_below(Path(given))]
         elif not os.path.exists(given):
             raise UserError(f"{given}: there is no such file or folder.")
         elif given.lower().endswith(".txt"):
@@ -59,7 +57,7 @@ def find_images(inputs: Sequence[str]) -> list[str]:
 
 def without_labels(line: str) -> str:
     """A line of a list without the labels after the name: ``a b.jpg 0 1 0`` → ``a b.jpg``."""
-    name = _LABELS.sub("", line)
+    name, _ = split_labels(line)
     is_image = os.path.splitext(name)[1].lower() in EXTENSIONS
     return name if is_image else line
 
@@ -74,11 +72,12 @@ def print_skipped(name: str, reason: str) -> None:
 
 @dataclass(frozen=True)
 class Encoding:
-    """How to encode: images in a batch, where, and threads that read images ahead (0: one per processor)."""
+    """How to encode: images in a batch, where, threads that read images ahead (0: one per processor), pixel limit."""
 
     batch_size: int = 64
     device: torch.device = CPU
     num_workers: int = 0
+    max_pixels: int = MOST_PIXELS
 
 
 ON_CPU = Encoding()
@@ -116,7 +115,7 @@ def encode_files(
     if size < 1:
         raise UserError(f"--batch-size must be 1 or more, not {size}.")
     prepared = in_parallel(
-        lambda path: (path, prepare_image(path, trained.image_size, trained.shorter_side)),
+        lambda path: (path, prepare_image(path, trained.image_size, trained.shorter_side, encoding.max_pixels)),
         paths,
         threads=encoding.num_workers or os.cpu_count() or 1,
         count=length_hint(paths, 0),
@@ -166,10 +165,12 @@ def _encode_in_blocks(
         yield names, packed_codes(model, images, device)[places]
 
 
-def prepare_image(path: str | os.PathLike[str], image_size: int, shorter_side: int) -> np.ndarray | BadImage:
+def prepare_image(
+    path: str | os.PathLike[str], image_size: int, shorter_side: int, most_pixels: int = MOST_PIXELS
+) -> np.ndarray | BadImage:
     """The input of the network in evaluation, float32 [3, S, S], from a file; or why the file cannot be read."""
     try:
-        pixels = decode(path, shorter_side)
+        pixels = decode(path, shorter_side, most_pixels=most_pixels)
     except BadImage as error:
         return error
     image = np.empty((3, image_size, image_size), dtype=np.float32)

@@ -8,6 +8,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from data.decode import MOST_PIXELS
 from search.encode import Encoding, find_images
 from search.encode_job import Job, encode_share, encode_to_file, merge, parts_are_kept, require_own_parts
 from search.model import load_model
@@ -26,7 +27,7 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def add_encoding_flags(parser: argparse.ArgumentParser) -> None:
-    """`IMAGES`, `--device`, `--batch-size` and `--num-workers`: what to encode, and how."""
+    """`IMAGES`, `--device`, `--batch-size`, `--num-workers` and `--max-pixels`: what to encode, and how."""
     parser.add_argument("images", nargs="+", metavar="IMAGES", help="image files, folders, or lists of paths (.txt)")
     parser.add_argument("--device", default="auto", help="auto (a GPU where there is one), cpu, cuda or cuda:N [auto]")
     parser.add_argument(
@@ -39,6 +40,18 @@ def add_encoding_flags(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="threads that read images ahead; 0: one per processor [0]",
     )
+    add_pixels_flag(parser)
+
+
+def add_pixels_flag(parser: argparse.ArgumentParser) -> None:
+    """`--max-pixels`: which images are too large."""
+    parser.add_argument(
+        "--max-pixels",
+        type=bounded(int, 1),
+        default=MOST_PIXELS,
+        metavar="N",
+        help=f"images with more pixels are not read (docs/datasets.md) [{MOST_PIXELS}]",
+    )
 
 
 def encoding_of(options: argparse.Namespace) -> Encoding:
@@ -49,7 +62,7 @@ def encoding_of(options: argparse.Namespace) -> Encoding:
     """
     processors = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     device = distributed.own_device(options.device)
-    return Encoding(options.batch_size, device, options.num_workers or max(1, processors))
+    return Encoding(options.batch_size, device, options.num_workers or max(1, processors), options.max_pixels)
 
 
 def which_share(asked: str | None) -> tuple[int, int]:

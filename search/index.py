@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from data.decode import DECODING
 from search.exact import Rows, as_words, search_words
 from search.index_files import (
     CODES,
@@ -241,6 +242,7 @@ class Index:
             "code_length": self.code_length,
             "settings": self.settings,
             "fingerprint": self.fingerprint,
+            "decoding": DECODING,
             "images": None if self.images is None else str(self.images),
             "files": files,
         }

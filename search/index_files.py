@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from data.decode import DECODING
 from search.model import EXPORT_FORMAT, TrainedModel
 from utils.errors import UserError
 from utils.files import require_writable
@@ -95,6 +96,8 @@ def read_description(folder: Path) -> dict[str, Any]:
     for name, kind in _KINDS.items():
         if not isinstance(description.get(name), kind):
             raise UserError(f"{path}: has the wrong {name} {description.get(name)!r}; {REBUILD}.")
+    if description.get("decoding") != DECODING:
+        raise UserError(f"{folder}: its images were decoded in another way (transparent ones, for example); {REBUILD}.")
     if description["code_length"] < 1 or not {CODES, NAMES} <= description["files"].keys():
         raise UserError(f"{path}: describes no codes; {REBUILD}.")
     return description

@@ -15,7 +15,7 @@ from typing import Any, cast
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from data.decode import BadImage, decode
+from data.decode import MOST_PIXELS, BadImage, decode
 from search.encode import Encoding, encode_files
 from search.index import Index
 from search.model import TrainedModel
@@ -25,10 +25,9 @@ from utils.errors import UserError
 THUMBNAIL_SIDE = 256  # pixels of the longer side, at most
 MOST_NEIGHBOURS = 200
 MOST_ITEMS = 200
-MOST_PIXELS = 50_000_000
 
 # Each of these starts with bytes that identify it, and its header gives the size of the image.
-UPLOAD_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+UPLOAD_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", *({"HEIF"} & Image.OPEN.keys()))
 
 _KEPT_THUMBNAILS = 1024  # about 20 kB each
 _LOSSLESS_SIDE = 64  # pixels: JPEG artefacts would be visible in thumbnails that the page enlarges
@@ -193,9 +192,16 @@ def make_server(
         ) from error
 
 
-def serve(index: Index, trained: TrainedModel | None, host: str, port: int, allowed_hosts: Iterable[str] = ()) -> None:
+def serve(
+    index: Index,
+    trained: TrainedModel | None,
+    host: str,
+    port: int,
+    most_pixels: int = MOST_PIXELS,
+    allowed_hosts: Iterable[str] = (),
+) -> None:
     """Serve the page until the exception of a signal ends it; the exception is raised again."""
-    with make_server(index, trained, host, port, allowed_hosts=allowed_hosts) as server:
+    with make_server(index, trained, host, port, most_pixels=most_pixels, allowed_hosts=allowed_hosts) as server:
         print(f"{len(index):,} images: {server.address} (Ctrl+C stops the server)", flush=True)
         # In a thread of its own: in this one, the exception of a signal would be taken for an error of a request.
         thread = threading.Thread(target=server.serve_forever, daemon=True)
@@ -222,6 +228,4 @@ def _reason(error: BadImage) -> str:
     """Why an uploaded image is refused, without internal details."""
     if isinstance(error.__cause__, UnidentifiedImageError):
         return f"This file is not an image in a format that can be read ({', '.join(UPLOAD_FORMATS)})."
-    if isinstance(error.__cause__, Image.DecompressionBombError):
-        return "This image cannot be read: it has too many pixels."
     return f"This image cannot be read: {str(error).rstrip('.')}."

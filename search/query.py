@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from data.decode import BadImage, decode
+from data.decode import MOST_PIXELS, BadImage, decode
 from plots.gallery import THUMBNAIL, Gallery
 from search.backends import Backend
 from search.encode import Encoding, encode_files, find_images
@@ -101,7 +101,9 @@ def as_json(
     }
 
 
-def gallery_of_files(index: Index, found: Sequence[Found]) -> tuple[Gallery, list[tuple[str, str]]]:
+def gallery_of_files(
+    index: Index, found: Sequence[Found], most_pixels: int = MOST_PIXELS
+) -> tuple[Gallery, list[tuple[str, str]]]:
     """A gallery of at most `MOST_IN_FIGURE` queries and neighbours.
 
     Files that can no longer be read are grey, and returned as (path, reason).
@@ -110,7 +112,7 @@ def gallery_of_files(index: Index, found: Sequence[Found]) -> tuple[Gallery, lis
 
     def picture(path: str | os.PathLike[str]) -> np.ndarray:
         try:
-            return file_thumbnail(path)
+            return file_thumbnail(path, most_pixels)
         except BadImage as error:
             missing[os.fspath(path)] = str(error)
             return np.full((3, THUMBNAIL, THUMBNAIL), _MISSING, np.uint8)
@@ -138,9 +140,10 @@ def gallery_of_files(index: Index, found: Sequence[Found]) -> tuple[Gallery, lis
     return gallery, list(missing.items())
 
 
-def file_thumbnail(path: str | os.PathLike[str]) -> np.ndarray:
+def file_thumbnail(path: str | os.PathLike[str], most_pixels: int = MOST_PIXELS) -> np.ndarray:
     """The middle square of an image file, uint8 [3, THUMBNAIL, THUMBNAIL]; a BadImage if it cannot be read."""
-    square = ImageOps.fit(Image.fromarray(decode(path, THUMBNAIL)), (THUMBNAIL, THUMBNAIL), Image.Resampling.BILINEAR)
+    pixels = decode(path, THUMBNAIL, most_pixels=most_pixels)
+    square = ImageOps.fit(Image.fromarray(pixels), (THUMBNAIL, THUMBNAIL), Image.Resampling.BILINEAR)
     return np.asarray(square).transpose(2, 0, 1)
 
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from data.decode import MOST_PIXELS
 from data.options import PROTOCOLS, Options, flag_of
 from data.transform import AUGMENTATIONS
 from modules.backbones import BACKBONES
@@ -116,7 +117,10 @@ class Settings:
     database_label: str | None = option(None, name, "lists: database labels [database_label.txt]", "Data")
     query_img: str | None = option(None, name, "lists: query images [query_img.txt]", "Data")
     query_label: str | None = option(None, name, "lists: query labels [query_label.txt]", "Data")
+    train_img: str | None = option(None, name, "lists: training images [train_img.txt, or the database]", "Data")
+    train_label: str | None = option(None, name, "lists: training labels [train_label.txt]", "Data")
     on_bad_image: str = option("error", ("error", "skip"), "stop at an unreadable image, or leave it out", "Data")
+    max_pixels: int = option(MOST_PIXELS, COUNT, "images with more pixels are not read (docs/datasets.md)", "Data")
     check: bool = option(False, None, "look for images that are both query and database", "Data")
     cache: str = option("on", name, "decoded images in one file: on (in the dataset's folder), off, or a DIR", "Data")
     num_workers: int = option(0, COUNT_OR_ZERO, "threads that decode images; 0: one per processor", "Data")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,27 @@ def test_damaged_images(tmp_path: Path, cache: str, caplog: pytest.LogCaptureFix
         assert torch.isfinite(images).all()
     path.write_bytes(good)
     assert len(load_data("lists", tmp_path, Options(**options)).database) == 24
+
+
+@pytest.mark.parametrize("cache", ["on", "off"])
+def test_a_pipe_among_the_images(tmp_path: Path, cache: str) -> None:
+    """Opening it would wait for ever."""
+    trees.lists_tree(tmp_path)
+    (tmp_path / "my images" / "7.png").unlink()
+    os.mkfifo(tmp_path / "my images" / "7.png")
+    with pytest.raises(UserError, match=r"my images/7\.png \(not a file, but a folder, a pipe or a device\)\. Replace"):
+        load_data("lists", tmp_path, Options(cache=cache, **SMALL))
+
+
+def test_an_image_with_more_pixels_than_allowed(tmp_path: Path) -> None:
+    trees.lists_tree(tmp_path)
+    trees.save_photo(tmp_path / "my images" / "7.png", 7, 60, 46)
+    reason = (
+        r"my images/7\.png \(60 × 46 pixels are more than 2,700; make it smaller, or raise --max-pixels\)\. Replace"
+    )
+    with pytest.raises(UserError, match=reason):
+        load_data("lists", tmp_path, Options(max_pixels=2700, **SMALL))
+    assert len(load_data("lists", tmp_path, Options(max_pixels=2760, **SMALL)).database) == 24
 
 
 def test_a_half_without_images(tmp_path: Path) -> None:

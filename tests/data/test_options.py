@@ -22,6 +22,7 @@ from utils.errors import UserError
         ({"num_query": True}, "--num-query must be"),
         ({"image_size": 7}, "--image-size must be a whole number, 8 or more"),
         ({"on_bad_image": "ignore"}, "--on-bad-image must be error or skip"),
+        ({"max_pixels": 0}, "--max-pixels must be a whole number, 1 or more, not 0"),
         ({"cache": 3}, "--cache must be on, off or a folder"),
         ({"cache": ""}, "--cache must be on, off or a folder"),
         ({"num_workers": 1.5}, "--num-workers must be a whole number"),

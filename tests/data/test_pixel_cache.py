@@ -141,6 +141,15 @@ def test_a_changed_image_alone_is_decoded_again(tree: Path, decoded: list[str]) 
     assert all(torch.equal(one, two) for one, two in zip(batches(split), want, strict=True))
 
 
+def test_pixels_of_other_rules_are_not_used(tree: Path, decoded: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As those of an older version, which kept the colour below transparent pixels."""
+    load_data("folder", tree, Options(**OPTIONS))
+    decoded.clear()
+    monkeypatch.setattr(pixel_cache, "DECODING", pixel_cache.DECODING - 1)
+    load_data("folder", tree, Options(**OPTIONS))
+    assert len(decoded) == 12
+
+
 def test_a_longer_list_and_a_touched_file(tree: Path, decoded: list[str]) -> None:
     load_data("folder", tree, Options(**OPTIONS))
     decoded.clear()

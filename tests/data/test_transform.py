@@ -225,6 +225,16 @@ def test_resized_size_is_torchvisions() -> None:
     assert [shorter_side_for(size) for size in (224, 64, 32, 448)] == [256, 73, 37, 512]
 
 
+@pytest.mark.parametrize("size", [(3, 400), (400, 3), (20, 1000), (1, 90)])
+def test_of_thin_images_only_the_kept_part_is_made(size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pixels of Resize and CenterCrop, but never the whole of Resize: of 20,000 × 1 pixels, that takes 4.7 GB."""
+    pixels = torch.randint(0, 256, (1, 3, *size), generator=generator(8), dtype=torch.uint8)
+    table = eval_windows(np.array([size]), 56, 64)
+    whole = functional.center_crop(functional.resize(pixels[0], [64], antialias=True), [56, 56])
+    monkeypatch.setattr("data.transform.interpolate", lambda *_, **__: pytest.fail("made as a whole"))
+    assert (grey_levels(made(pixels, table, 56)[0]) - whole).abs().max() <= 1.01
+
+
 def test_extreme_shapes() -> None:
     """A line of pixels, and a crop made many times smaller."""
     line = torch.full((1, 3, 1, 3000), 200, dtype=torch.uint8)

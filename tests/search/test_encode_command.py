@@ -99,6 +99,18 @@ def test_damaged_images_are_named_and_left_out(run_folder, photos, tmp_path, cap
     assert np.array_equal(read(output)["codes"], read(tmp_path / "good.npz")["codes"])
 
 
+def test_a_pipe_and_a_large_image_are_left_out(run_folder, tmp_path, capsys):
+    photo(1, 40, 30).save(tmp_path / "a.png")
+    photo(1, 41, 30).save(tmp_path / "b.png")
+    os.mkfifo(tmp_path / "pipe.png")
+    command = ["encode", str(run_folder), str(tmp_path), str(tmp_path / "pipe.png"), "--max-pixels", "1200"]
+    assert main([*command, "-o", str(tmp_path / "codes.npz")]) == 0
+    assert list(read(tmp_path / "codes.npz")["names"]) == [str(tmp_path / "a.png")]
+    error = capsys.readouterr().err
+    assert "b.png: skipped (41 × 30 pixels are more than 1,200; make it smaller, or raise --max-pixels)" in error
+    assert "pipe.png: skipped (not a file, but a folder, a pipe or a device)" in error
+
+
 def test_no_image_can_be_read(run_folder, tmp_path, capsys):
     (tmp_path / "bad.png").write_text("no image")
     assert main(["encode", str(run_folder), str(tmp_path / "bad.png"), "-o", str(tmp_path / "codes.npz")]) == 2

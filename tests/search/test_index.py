@@ -59,6 +59,18 @@ def test_a_failed_save_leaves_the_index_that_was_there(tmp_path, monkeypatch):
     assert files_below(tmp_path) == before
 
 
+def test_an_index_of_images_that_were_decoded_in_another_way_is_refused(tmp_path, monkeypatch):
+    """As by an older version, which showed the colour below transparent pixels to the network."""
+    monkeypatch.setattr(search.index, "DECODING", 1)
+    make_index(random_bits(4, BITS)).save(tmp_path / "index")
+    with pytest.raises(UserError) as caught:
+        Index.load(tmp_path / "index")
+    assert str(caught.value) == (
+        f"{tmp_path}/index: its images were decoded in another way (transparent ones, for example); "
+        "build the index again."
+    )
+
+
 def test_a_folder_that_is_no_index_is_not_replaced(tmp_path):
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "a.txt").write_text("mine")

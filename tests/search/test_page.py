@@ -463,6 +463,7 @@ def test_pixels_are_counted_before_they_are_decoded(index, trained, monkeypatch)
     image = encoded(photo(1, 101, 100))
     with serving(index, trained, most_pixels=10_100) as server:
         assert ask(server, "/search", image)[0] == 200
+        assert ask(server, "/search", encoded(photo(1, 202, 200), "JPEG"))[0] == 200  # read at half its size
     monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("decoded"))
     with serving(index, trained, most_pixels=10_099) as server:
         assert "pixels" in ask_json(server, "/search", image, status=422)["error"]
