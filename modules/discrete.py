@@ -15,6 +15,11 @@ def label_similarity(labels: Tensor) -> Tensor:
     return (labels @ labels.T > 0).to(labels.dtype)
 
 
+def sign(values: Tensor) -> Tensor:
+    """±1, and 0 where a value is 0; NaN stays NaN, which torch.sign makes 0, so that training can report it."""
+    return torch.where(values.isnan(), values, values.sign())
+
+
 def draw_sample(n_database: int, num_samples: int, seed: int, iteration: int) -> Tensor:
     """Ω of one iteration: `num_samples` database rows without replacement, ascending [num_samples] (int64).
 
@@ -108,5 +113,5 @@ def coordinate_descent(codes: Tensor, linear: Tensor, image_code: Tensor) -> Ten
     gram = image_code.T @ image_code  # [K, K]
     gram.fill_diagonal_(0)  # leaves out bit k itself
     for k in range(codes.shape[1]):
-        codes[:, k] = torch.sign(linear[:, k] - codes @ gram[:, k])
+        codes[:, k] = sign(linear[:, k] - codes @ gram[:, k])
     return codes

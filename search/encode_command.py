@@ -15,6 +15,7 @@ from utils import distributed
 from utils.command import Parser, bounded
 from utils.errors import UserError
 from utils.files import require_place
+from utils.log import launched_rank
 
 
 def add_model_flags(parser: argparse.ArgumentParser) -> None:
@@ -58,7 +59,7 @@ def which_share(asked: str | None) -> tuple[int, int]:
     Raises:
         UserError: not two whole numbers with 0 <= I < N, or torchrun already divides the images.
     """
-    launched = distributed.launched_rank(), distributed.launched_size()
+    launched = launched_rank(), distributed.launched_size()
     if asked is None:
         return launched
     if launched[1] > 1:

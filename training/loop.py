@@ -12,6 +12,7 @@ from data.data_loader import BatchLoader, train_batches
 from modules.discrete import draw_sample
 from training.checkpoint import Checkpoint, Stateful
 from training.cuda_graphs import replay_forward
+from training.divergence import require_codes, require_finite_state
 from training.progress import Progress
 from training.recorder import Recorder
 from training.run_folder import RunFolder
@@ -46,7 +47,8 @@ class Loop:
             for network in (model_image, parts.get("model_label"), parts.get("model_cycle")):
                 if isinstance(network, nn.Module):
                     replay_forward(network)
-        self.progress = Progress(self.settings, code_length, done)
+        self.parts = {"model_image": model_image, **parts}
+        self.progress = Progress(run, code_length, done, self.recorder.images_to_encode(self.database_codes))
         self.left = range(done, self.settings.max_iter)
         self.losses: dict[str, float] = {}
 
@@ -80,18 +82,26 @@ class Loop:
         self.progress.step(losses)
 
     def end_pass(self, iteration: int, epoch: int) -> None:
-        """After each pass; UserError where a loss is not finite."""
+        """After each pass: every process gets the same buffers.
+
+        UserError where a loss or a weight is not finite.
+        """
         self.losses = self.progress.end_pass(iteration, epoch)
+        for part in self.parts.values():
+            if isinstance(part, nn.Module):
+                distributed.average_buffers(part)
+        require_finite_state(self.parts, iteration + 1)
 
     def end_iteration(self, iteration: int, sample: Tensor, sample_codes: Tensor | None = None) -> None:
         """After the discrete step: write the row of the iteration, evaluate and save where it is due.
 
-        `sample_codes` are the network's codes of the sample, ±1 [n, K], where there is no B. Raises UserError where a
-        file cannot be written, and Interrupted where a signal has asked the run to stop.
+        `sample_codes` are the network's codes of the sample, ±1 [n, K], where there is no B. Raises UserError where
+        codes are 0 or not finite or a file cannot be written, and Interrupted where a signal has asked the run to stop.
         """
         if self.codes is not None:
             sample_codes = self.codes[sample]
         assert sample_codes is not None
+        require_codes(sample_codes, "learned" if self.codes is not None else "network's", iteration + 1)
         self.recorder.iteration(iteration, self.database_codes, sample_codes, self.losses)
         self.checkpoint.save(iteration)
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from data import ImageDataset, Split
+from training.divergence import require_codes
 from training.network_codes import encode
 from training.run_folder import RunFolder
 from training.tensorboard import TensorBoard
@@ -50,14 +51,22 @@ class Recorder:
         query_code = None
         row = {"code_length": self.code_length, "iteration": done, "loss": losses, **code_statistics(sample_codes)}
         if done % self.settings.eval_iter == 0 or done == self.settings.max_iter:
-            query_code = self._encode(self.split.query)
+            query_code = self._encode(self.split.query, "query", done)
             kind = "network" if codes is None else "learned"
-            codes = self._encode(self.split.database) if codes is None else codes
+            codes = self._encode(self.split.database, "database", done) if codes is None else codes
             row |= self._evaluate(done, query_code, codes, kind)
         row["seconds"] = round(self._lap(), 3)
         self.run.log(row)
         if self.settings.tensorboard and self.run.writes:
             self._show(row, query_code, codes)
+
+    def images_to_encode(self, codes: Tensor | None) -> int:
+        """Images that one code length encodes, in all its evaluations; `codes` as for `iteration`."""
+        evaluations = -(-self.settings.max_iter // self.settings.eval_iter)
+        queries, database = len(self.split.query), len(self.split.database)
+        validation = 0 if self.split.validation is None else len(self.split.validation)
+        each = queries + validation + (database if codes is None else 0)
+        return evaluations * each + queries + database
 
     def finish(self, codes: Tensor | None, simplify: Callable[[], None] | None = None) -> dict[str, Any]:
         """Evaluate the trained model and write the four code files, the model and the row of results.json.
@@ -72,7 +81,9 @@ class Recorder:
             codes = None if codes is None else self.selected_state["codes"]
         if simplify is not None:
             simplify()
-        query_code, network_code = self._encode(self.split.query), self._encode(self.split.database)
+        done = self.settings.max_iter
+        query_code = self._encode(self.split.query, "query", done)
+        network_code = self._encode(self.split.database, "database", done)
         databases = database_codes(codes, network_code)
         written = next(iter(databases))
         metrics = {
@@ -112,9 +123,11 @@ class Recorder:
         metrics = {"map": self._map(query_code, self.split.query.labels, codes)}
         if metrics["map"] > self.best["expected"]:
             self.best = {"iteration": done, "expected": metrics["map"]}
+        if len(query_code) > 1 and bool((query_code == query_code[0]).all()):
+            log.warning("All %d query codes are the same, so no ranking says anything; lower --lr", len(query_code))
         log.info("%d bits, iteration %d: mAP of the %s codes %.4f", self.code_length, done, kind, metrics["map"])
         if self.split.validation is not None:
-            validation_code = self._encode(self.split.validation)
+            validation_code = self._encode(self.split.validation, "validation", done)
             metrics["validation_map"] = self._map(validation_code, self.split.validation.labels, codes)
             if metrics["validation_map"] > self.selected["validation"]:
                 self.selected = {"iteration": done, "validation": metrics["validation_map"]}
@@ -133,14 +146,17 @@ class Recorder:
             self.board.gallery(gallery_pixels(gallery_of(self.split, query_code, codes.cpu())), row["iteration"])
         self.clock = time.perf_counter()  # the time for pictures is not training time
 
-    def _encode(self, dataset: ImageDataset) -> Tensor:
-        return encode(
+    def _encode(self, dataset: ImageDataset, half: str, iteration: int) -> Tensor:
+        codes = encode(
             self.model_image,
             dataset,
             batch_size=self.settings.batch_size,
             device=self.run.device,
             num_workers=self.settings.num_workers,
+            bar=f"{self.code_length} bits: encoding the {half}",
         )
+        require_codes(codes, half, iteration)
+        return codes
 
     def _map(self, query_code: Tensor, query_labels: Tensor, codes: Tensor, ties: str = "expected") -> float:
         return mean_average_precision(
