@@ -157,6 +157,16 @@ def _cuts(count: int, batch_size: int) -> list[int]:
     return [*range(0, count, batch_size), count] if count else [0]
 
 
+def _share_cuts(count: int, batch_size: int, part: int, parts: int) -> list[int]:
+    cuts = _cuts(len(range(0, count, parts)), batch_size)  # of the largest share
+    return cuts if parts == 1 else np.linspace(0, len(range(part, count, parts)), len(cuts)).astype(int).tolist()
+
+
+def smallest_batch(count: int, batch_size: int, parts: int) -> int:
+    """Images in the smallest batch of a pass of `train_batches` over `count` images, of all its `parts` shares."""
+    return min(int(np.diff(_share_cuts(count, batch_size, part, parts)).min()) for part in range(parts))
+
+
 def train_batches(
     dataset: ImageDataset,
     indices: Indices,
@@ -197,10 +207,8 @@ def train_batches(
     else:
         table = draw_windows(dataset.source.sizes[rows], dataset.image_size, crop, random)
     part, parts = share
-    cuts = _cuts(len(range(0, len(index), parts)), batch_size)  # of the largest share
+    cuts = _share_cuts(len(index), batch_size, part, parts)
     index, table = index[part::parts], table[part::parts]
-    if parts > 1:
-        cuts = np.linspace(0, len(index), len(cuts)).astype(int).tolist()
     whole = crop is not None and dataset.image_size >= _WHOLE_FROM
     return BatchLoader(dataset, index, table, cuts, torch.device(device), num_workers, channels_last, whole)
 

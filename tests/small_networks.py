@@ -49,6 +49,7 @@ def shrink(monkeypatch, main, dropout=0.0):
 
         return construct
 
+    monkeypatch.setattr("training.preflight.image_network", SmallImageNet)
     for name, constructor in constructors(dropout).items():
         if hasattr(main, name):
             monkeypatch.setattr(main, name, recording(name, constructor))

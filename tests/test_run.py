@@ -225,7 +225,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_what_was_saved(main, t
 
 
 def test_a_finished_code_length_survives_the_failure_of_the_next(tmp_path, small, monkeypatch):
-    monkeypatch.setitem(run.TRAIN, "main_mmasia", fail_at(12, main_mmasia.train))
+    monkeypatch.setattr(main_mmasia, "train", fail_at(12, main_mmasia.train))
     assert run.main([*TINY, "--logs", str(tmp_path), "--code-length", "8,12"]) == 2
     (folder,) = tmp_path.iterdir()
     assert [row["code_length"] for row in json.loads((folder / "results.json").read_text())] == [8]
@@ -260,7 +260,7 @@ def test_help_is_grouped_with_defaults_one_line_each(capsys):
                  "--alpha", "--beta", "--gamma", "--topk", "--num-query", "--num-workers", "--device"):  # fmt: skip
         (line,) = [line for line in text.splitlines() if line.strip().startswith(f"{flag} ")]
         assert len(line) <= 120
-    assert "[4e-05]" in text and "[main_mmasia]" in text
+    assert "[main_mmasia]" in text
 
 
 def test_presets_and_what_wins_over_them():

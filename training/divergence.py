@@ -33,7 +33,7 @@ def require_finite_state(parts: Mapping[str, Any], iteration: int) -> None:
     for name, part in parts.items():
         # An infinite mean square of a gradient makes Adam's steps 0: the network would silently learn nothing.
         if not all(bool(torch.stack(tensor.aminmax()).isfinite().all()) for tensor in _tensors(part)):
-            raise diverged(f"{name} has weights that are not finite numbers", iteration)
+            raise diverged(f"{name} holds numbers that are not finite", iteration)
 
 
 def require_codes(codes: Tensor, whose: str, iteration: int) -> None:

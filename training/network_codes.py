@@ -27,7 +27,7 @@ def encode(
 ) -> Tensor:
     """Codes of the n images of a dataset, in order: [n, K], float32, ±1, on the CPU. The model keeps its mode.
 
-    A code is NaN where the output of the network is. `bar` is the text of the progress bar.
+    A code is NaN where the output of the network is not finite. `bar` is the text of the progress bar.
     """
     return sign(encode_continuous(model_image, dataset, batch_size, device, num_workers, bar)).float().cpu()
 

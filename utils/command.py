@@ -22,10 +22,18 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message} ({self.prog} --help lists the flags)")
 
 
+def flag_of(name: str) -> str:
+    """The flag that sets an option: "num_query" → "--num-query"."""
+    return "--" + name.replace("_", "-")
+
+
 def bounded(
     kind: type[int] | type[float], low: float = -math.inf, high: float = math.inf, *, exclusive: bool = False
 ) -> Callable[[str], int | float]:
-    """A `type` for `add_argument`: a finite number from `low` to `high`, or between them where `exclusive`."""
+    """A `type` for `add_argument`: a finite number from `low` to `high`, or between them where `exclusive`.
+
+    Digits of other scripts, which Python reads too, are refused: paths and torch's devices do not know them.
+    """
     rules = ["must be a whole number" if kind is int else "must be a number"]
     if low > -math.inf:
         rules.append(f"above {low}" if exclusive else f"{low} or more")
@@ -35,7 +43,9 @@ def bounded(
     def parse(text: str) -> int | float:
         try:
             value = kind(text)
-            allowed = math.isfinite(value) and (low < value < high if exclusive else low <= value <= high)
+            allowed = (
+                text.isascii() and math.isfinite(value) and (low < value < high if exclusive else low <= value <= high)
+            )
         except (ValueError, OverflowError):
             allowed = False
         if not allowed:

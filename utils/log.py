@@ -68,5 +68,5 @@ def progress_bar(
         delay=LINE_SECONDS,
         mininterval=LINE_SECONDS,
         miniters=1,
-        bar_format="{desc}: {percentage:.0f} % ({n_fmt}/{total_fmt} {unit}), {elapsed} passed, {remaining} left{postfix}",
+        bar_format="{desc}: {percentage:.0f} % ({n_fmt}/{total_fmt} {unit}), {elapsed}, {remaining} left{postfix}",
     )
