@@ -121,8 +121,8 @@ def require_two_classes(split: Split) -> None:
     images, classes = len(labels), int((labels > 0).any(dim=0).sum())
     if classes < 2:
         raise UserError(
-            f"{split.name}: the training images have {classes} class{'es' * (classes != 1)}, so there is nothing to "
-            "tell apart; give images of two classes or more."
+            f"--dataset {split.name}: the training images have {classes} class{'es' * (classes != 1)}, so there is "
+            "nothing to tell apart; give images of two classes or more."
         )
     similar = similar_pairs(labels, labels)
     if similar == images**2:

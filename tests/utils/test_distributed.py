@@ -15,7 +15,9 @@ import torch
 import run
 from data import Options, load_data
 from data.data_loader import train_batches
+from modules import image_network
 from modules.discrete import draw_sample, label_similarity
+from tests.image_trees import folder_tree
 from tests.plain_step import Networks, plain_discrete_step, plain_loss
 from tests.small_networks import constructors
 from tests.train_small import start
@@ -124,6 +126,31 @@ def test_two_processes_equal_their_batches_one_after_the_other(method, tmp_path)
 
 def lines_of(folder):
     return (folder / "metrics.jsonl").read_text().splitlines()
+
+
+def test_the_statistics_of_batch_norm_are_the_same_in_every_process(tmp_path):
+    """The saved ResNet gives the saved codes, half of which another process has encoded, and a resumed run its bits."""
+    folder_tree(tmp_path / "photos", per_class=20)
+    flags = ["--dataset", "folder", "--root", tmp_path / "photos", "--query-share", "0.4", "--image-size", "16"]
+    flags += ["--backbone", "resnet18", "--weights", "none", "--code-length", BITS, "--seed", SEED, "--batch-size", 8]
+    flags += ["--lr", "1e-3", "--max-iter", 2, "--max-epoch", 1, "--save-iter", 1, "--logs", tmp_path / "logs"]
+    for process, output in start_job(flags, tmp_path, backbone=True):
+        ended(process, output)
+    (folder,) = (tmp_path / "logs").iterdir()
+    unbroken = outcome(folder)
+    network = image_network("resnet18", BITS, weights=None)
+    network.load_state_dict(torch.load(folder / f"model_image-{BITS}bits.pt", weights_only=True))
+    query = load_data("folder", tmp_path / "photos", Options(seed=SEED, image_size=16, query_share=0.4)).query
+    with torch.inference_mode():
+        _, code = network.eval()(torch.stack([image for image, _, _ in query]))
+    saved = torch.load(next(folder.glob("*-query_code.t")), weights_only=True)
+    assert len(saved) == 24 and code.abs().min() > 1e-5 and torch.equal(code.sign(), saved)
+
+    for name in ("results.json", f"checkpoint-{BITS}bits-000002.pt"):
+        (folder / name).unlink()
+    for process, output in start_job(["--resume", folder], tmp_path, backbone=True):
+        ended(process, output)
+    assert_same(unbroken, outcome(folder), files=5)
 
 
 def test_shares_hold_every_row_once_in_as_many_batches():
