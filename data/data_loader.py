@@ -8,6 +8,7 @@ copy waits for a GPU.
 from __future__ import annotations
 
 import itertools
+import math
 import weakref
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -157,14 +158,12 @@ def _cuts(count: int, batch_size: int) -> list[int]:
     return [*range(0, count, batch_size), count] if count else [0]
 
 
-def _share_cuts(count: int, batch_size: int, part: int, parts: int) -> list[int]:
-    cuts = _cuts(len(range(0, count, parts)), batch_size)  # of the largest share
-    return cuts if parts == 1 else np.linspace(0, len(range(part, count, parts)), len(cuts)).astype(int).tolist()
-
-
-def smallest_batch(count: int, batch_size: int, parts: int) -> int:
-    """Images in the smallest batch of a pass of `train_batches` over `count` images, of all its `parts` shares."""
-    return min(int(np.diff(_share_cuts(count, batch_size, part, parts)).min()) for part in range(parts))
+def smallest_batch(count: int, batch_size: int, parts: int = 1) -> int:
+    """Images in the smallest batch of a pass of `train_batches` over `count` images, in all its `parts` shares."""
+    if parts == 1:
+        return count % batch_size or batch_size
+    batches = math.ceil(math.ceil(count / parts) / batch_size)  # they are of about equal size
+    return count // parts // batches
 
 
 def train_batches(
@@ -207,8 +206,10 @@ def train_batches(
     else:
         table = draw_windows(dataset.source.sizes[rows], dataset.image_size, crop, random)
     part, parts = share
-    cuts = _share_cuts(len(index), batch_size, part, parts)
+    cuts = _cuts(len(range(0, len(index), parts)), batch_size)  # of the largest share
     index, table = index[part::parts], table[part::parts]
+    if parts > 1:
+        cuts = np.linspace(0, len(index), len(cuts)).astype(int).tolist()
     whole = crop is not None and dataset.image_size >= _WHOLE_FROM
     return BatchLoader(dataset, index, table, cuts, torch.device(device), num_workers, channels_last, whole)
 

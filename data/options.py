@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, fields
 
-from utils.choices import PROTOCOLS
-from utils.command import flag_of
+from utils.command import PROTOCOLS, flag_of
 from utils.errors import UserError
 
 # The options that not every dataset has, and the datasets that have them.

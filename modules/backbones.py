@@ -9,7 +9,7 @@ from torchvision.models import get_model
 
 from modules.alexnet import AlexNetHash
 from modules.pretrained import load_weights
-from utils.choices import BACKBONES
+from utils.command import BACKBONES
 from utils.errors import UserError
 
 # With the ImageNet weights the averaged channels of SqueezeNet 1.0 have a root mean square of 33 on images of 64 pixels

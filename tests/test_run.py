@@ -18,7 +18,7 @@ from data.transform import AUGMENTATIONS
 from tests.small_networks import shrink
 from training import command_line
 from training import settings as settings_module
-from utils import choices
+from utils import command
 
 TINY = ["--dataset", "digits", "--image-size", "16", "--num-samples", "60", "--max-iter", "2", "--max-epoch", "1"]
 ROOT = Path(__file__).parents[1]
@@ -297,7 +297,7 @@ def test_help_imports_no_torch():
 
 
 def test_the_names_that_help_lists_are_those_that_exist():
-    assert tuple(DATASETS) == choices.DATASETS and tuple(AUGMENTATIONS) == choices.AUGMENTATIONS
+    assert tuple(DATASETS) == command.DATASETS and tuple(AUGMENTATIONS) == command.AUGMENTATIONS
 
 
 def test_presets_and_what_wins_over_them():

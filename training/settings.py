@@ -13,8 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from utils.choices import AUGMENTATIONS, BACKBONES, DATASETS, PROTOCOLS
-from utils.command import bounded, flag_of
+from utils.command import AUGMENTATIONS, BACKBONES, DATASETS, PROTOCOLS, bounded, flag_of
 from utils.errors import UserError
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ import torch
 
 import run
 from data import Options, load_data
-from data.data_loader import train_batches
+from data.data_loader import smallest_batch, train_batches
 from modules import image_network
 from modules.discrete import draw_sample, label_similarity
 from tests.image_trees import folder_tree
@@ -160,9 +160,11 @@ def test_shares_hold_every_row_once_in_as_many_batches():
         shares = [list(pass_over(share=(part, 3))) for part in range(3)]
         assert len({len(batches) for batches in shares}) == 1
         sizes = [len(index) for batches in shares for _, _, index in batches]
+        assert min(sizes) == smallest_batch(rows, batch_size, 3)
         assert min(sizes) > 0 and max(sizes) <= batch_size and max(sizes) - min(sizes) <= 2
         seen = torch.cat([index for batches in shares for _, _, index in batches])
         assert seen.sort().values.tolist() == list(range(rows))
+        assert min(len(index) for _, _, index in pass_over()) == smallest_batch(rows, batch_size)
 
 
 @pytest.mark.parametrize("method", ["main_mmasia", "main_tomm"])
