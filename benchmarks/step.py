@@ -19,9 +19,11 @@ to the moment it asks for the next one.
     zeroed         ours, but gradients are set to zero and added to, instead of set to None
     need-weights   ours, but the attentions also return their weights
     onednn         ours, but oneDNN multiplies in the linear layers instead of torch's BLAS (CPU only)
-    graphs         ours, with --cuda-graphs (GPU only), and so is bfloat16-graphs
+    graphs         ours, with --cuda-graphs (GPU only), and so are bfloat16-graphs and tf32-graphs
+    tf32, no-tf32  ours, with TensorFloat-32 for all products and convolutions, or for none (GPU only); torch's default,
+                   as in ours, is for convolutions alone
 
-The last six run only if `--rows` names them: a row takes about 3 GB of memory.
+Those after compile run only if `--rows` names them: a row takes about 3 GB of memory.
 """
 
 from __future__ import annotations
@@ -56,10 +58,20 @@ from utils.devices import choose_device, keep_freed_memory
 PROGRAM = "python -m benchmarks.step"
 MAINS: dict[str, Any] = {"main_mmasia": main_mmasia, "main_tomm": main_tomm}
 ROWS = ("plain", "ours", "bfloat16", "no-fused", "no-kept", "no-channels", "compile")
-MORE_ROWS = ("foreach", "zeroed", "need-weights", "onednn", "graphs", "bfloat16-graphs")
+MORE_ROWS = (
+    "foreach",
+    "zeroed",
+    "need-weights",
+    "onednn",
+    "graphs",
+    "bfloat16-graphs",
+    "tf32",
+    "tf32-graphs",
+    "no-tf32",
+)
 BITS, BATCH, CLASSES, GAMMA = 32, 64, 10, 10.0
-# NVIDIA's data sheet of the H100 SXM: float32 without tensor cores, bfloat16 with them (dense), memory.
-H100 = {"float32": 67e12, "bfloat16": 989e12, "bytes": 3.35e12}
+# NVIDIA's data sheet of the H100 SXM: float32 without tensor cores, tf32 and bfloat16 with them (dense), memory.
+H100 = {"float32": 67e12, "tf32": 495e12, "bfloat16": 989e12, "bytes": 3.35e12}
 
 
 def networks(method: str) -> list[Any]:
@@ -164,6 +176,8 @@ def run_steps(connection: Connection, row: str, method: str, image_size: int, lo
     if row == "onednn":
         linear = functional.linear
         functional.linear = lambda x, weight, bias=None: linear(x.to_mkldnn(), weight, bias).to_dense()  # type: ignore
+    if "tf32" in row:
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = row != "no-tf32"
     if row == "compile":
         main.Loop = compiled_loop
     settings = Settings.for_dataset(

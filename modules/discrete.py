@@ -15,11 +15,6 @@ def label_similarity(labels: Tensor) -> Tensor:
     return (labels @ labels.T > 0).to(labels.dtype)
 
 
-def sign(values: Tensor) -> Tensor:
-    """±1, and 0 where a value is 0; NaN where it is not finite (torch.sign makes 0 of NaN), for training to report."""
-    return torch.where(values.isfinite(), values.sign(), torch.nan)
-
-
 def draw_sample(n_database: int, num_samples: int, seed: int, iteration: int) -> Tensor:
     """Ω of one iteration: `num_samples` database rows without replacement, ascending [num_samples] (int64).
 
@@ -85,7 +80,7 @@ def discrete_step(
         B[:,k] = sign(Q[:,k] − B₋ₖ U₋ₖᵀ U[:,k] + α U_label[:,k] + β U_latent[:,k]),   U = U_image, bits in order
 
     The step of ADSH (AAAI 2018) with the terms α and β of SCHN (https://doi.org/10.1145/3469877.3490583). S is computed
-    in blocks: no n × n similarity is in memory. A bit becomes 0 only where the argument of sign is exactly 0.
+    in blocks: no n × n similarity is in memory. sign(0) is +1.
 
     Args:
         codes: B [n_database, K]; the rows Ω change.
@@ -109,6 +104,14 @@ def discrete_step(
     codes[rows] = coordinate_descent(codes[rows], linear, image_code)
 
 
+def signs(values: Tensor) -> Tensor:
+    """The code of real outputs: ±1, with sign(0) = +1, since 0 stands for "never encoded".
+
+    NaN where a value is not finite (torch.sign makes 0 of NaN), for training to report.
+    """
+    return torch.where(values.isfinite(), values.sign() + (values == 0), torch.nan)
+
+
 def coordinate_descent(codes: Tensor, linear: Tensor, image_code: Tensor) -> Tensor:
     """B[:,k] = sign(linear[:,k] − B₋ₖ U₋ₖᵀ U[:,k]) for each bit k in order.
 
@@ -119,5 +122,5 @@ def coordinate_descent(codes: Tensor, linear: Tensor, image_code: Tensor) -> Ten
     gram = image_code.T @ image_code  # [K, K]
     gram.fill_diagonal_(0)  # leaves out bit k itself
     for k in range(codes.shape[1]):
-        codes[:, k] = sign(linear[:, k] - codes @ gram[:, k])
+        codes[:, k] = signs(linear[:, k] - codes @ gram[:, k])
     return codes

@@ -7,6 +7,8 @@ are made without pyplot: no global state, no display, and the same data give the
 
 from __future__ import annotations
 
+import textwrap
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,10 +17,13 @@ from typing import Any
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.font_manager import get_font_names
 
 from utils.errors import UserError
+from utils.log import log
 
 FORMATS = ("png", "pdf")
+LEGEND_LINE = 0.115  # inches
 COLUMN_WIDTH, PAGE_WIDTH = 3.4, 7.0  # inches: a column and a page of a two-column paper
 
 BLACK, BLUE, VERMILLION, GREEN = "#000000", "#0072B2", "#D55E00", "#009E73"
@@ -27,8 +32,13 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<")
 LINES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (5, 1.5, 1.2, 1.5)), (0, (9, 2)))
 GREY = "#8C8C8C"
 
+# DejaVu Sans comes with matplotlib. The others have the characters that it lacks, where the system has them.
+FONTS = (
+    *("DejaVu Sans", "Noto Sans CJK JP", "Noto Sans CJK SC", "Source Han Sans", "WenQuanYi Zen Hei"),
+    *("Droid Sans Fallback", "Hiragino Sans", "PingFang SC", "Microsoft YaHei", "Malgun Gothic", "Arial Unicode MS"),
+)
+
 _STYLE: dict[Any, Any] = {
-    "font.family": "DejaVu Sans",  # comes with matplotlib
     "font.size": 8,
     "axes.titlesize": 8,
     "axes.labelsize": 8,
@@ -62,6 +72,8 @@ def house_style() -> Iterator[None]:
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(_STYLE)
+        installed = get_font_names()
+        matplotlib.rcParams["font.family"] = [font for font in FONTS if font in installed]
         yield
 
 
@@ -85,12 +97,18 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def legend_below(axes: Axes) -> None:
-    """A legend under the axes, where it hides no data, with as many columns as fit in the width of a paper's column."""
+    """A legend under the axes, where it hides no data, with as many columns as fit in the width of a paper's column.
+
+    Long names are wrapped, and the figure becomes higher by the lines that this adds.
+    """
     handles, labels = axes.get_legend_handles_labels()
     columns = max(1, min(len(labels), 60 // (max(map(len, labels)) + 11)))  # 60 characters a line, 11 for the sample
-    figure = axes.get_figure()
+    wrapped = ["\n".join(textwrap.wrap(label, 49, subsequent_indent="  ")) for label in labels]
+    figure = axes.get_figure(root=True)
     assert figure is not None
-    figure.legend(handles, labels, loc="outside lower center", ncols=columns)
+    added = sum(label.count("\n") for label in wrapped)
+    figure.set_figheight(figure.get_figheight() + added * LEGEND_LINE)
+    figure.legend(handles, wrapped, loc="outside lower center", ncols=columns)
 
 
 def legend_above(axes: Axes) -> None:
@@ -129,7 +147,10 @@ def save(figure: Figure, path: str | Path) -> Path:
     nameless = {"png": {"Software": None}, "pdf": {"CreationDate": None, "Creator": None, "Producer": None}}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, metadata=nameless[path.suffix[1:]])
+        with warnings.catch_warnings(record=True) as found:
+            figure.savefig(path, metadata=nameless[path.suffix[1:]])
     except OSError as error:
         raise UserError(f"{path}: could not be written ({error.strerror}); name another folder.") from error
+    if any("missing from font" in str(warning.message) for warning in found):
+        log.warning("%s: a name has characters that no installed font has; install Noto Sans CJK, for example.", path)
     return path

@@ -13,6 +13,7 @@ from data import Split
 from plots.curves import iteration_figure, map_figure, training_figure
 from plots.gallery import gallery_figure, gallery_of
 from plots.style import FORMATS
+from reports.code_files import CodeSet, find_code_sets, load_code_set
 from reports.evaluate import by_name, evaluate_set, evaluation_figures
 from training.preflight import load_split
 from training.settings import FREE_TO_CHANGE, Settings, preset_of
@@ -22,11 +23,8 @@ from utils.interrupt import Interrupted
 from utils.runs import (
     DATABASES,
     METRICS,
-    CodeSet,
     Run,
     code_set_name,
-    find_code_sets,
-    load_code_set,
     read_metrics,
     read_run,
 )

@@ -293,8 +293,8 @@ def comparison(runs: pd.DataFrame, wanted: Sequence[str] | None, database: str) 
 
     Args:
         runs: of `as_runs`.
-        wanted: two variants, the second minus the first; None: each variant minus its method with the preset's
-            settings, and main_tomm minus main_mmasia, both with the preset's settings.
+        wanted: two variants, the second minus the first; None: each variant minus the one of its method that has some
+            of its settings and no others, and main_tomm minus main_mmasia where their settings are the same.
         database: which mAP, one of `DATABASES`.
 
     Raises:
@@ -334,24 +334,25 @@ def comparison(runs: pd.DataFrame, wanted: Sequence[str] | None, database: str) 
 
 
 def _default_pairs(runs: pd.DataFrame) -> list[Sequence[str]]:
-    variants = list(runs.drop_duplicates(VARIANT).sort_values(VARIANT).itertuples())
-    presets = [variant for variant in variants if not variant.settings]
+    """Of each variant and the one that it is a change of; and main_mmasia with main_tomm where all else is alike."""
+    variants = [(run, json.loads(run.settings or "{}")) for run in runs.drop_duplicates(VARIANT).itertuples()]
+    variants.sort(key=lambda variant: (variant[0].method, len(variant[1]), variant[0].variant))
     methods = [
         (first.variant, second.variant)
-        for first in presets
-        for second in presets
+        for first, its in variants
+        for second, other in variants
         if (first.method, second.method) == ("main_mmasia", "main_tomm")
-        and (first.iterations, first.topk) == (second.iterations, second.topk)
+        and (first.iterations, first.topk, its) == (second.iterations, second.topk, other)
     ]
-    ablations = [
-        (preset.variant, variant.variant)
-        for variant in variants
-        for preset in presets
-        if variant.settings
-        and preset.method == variant.method
-        and (preset.topk == variant.topk or '"topk"' in variant.settings)
-    ]
-    return [*methods, *ablations]
+    changes = []
+    for run, own in variants:
+        bases = [
+            base.variant
+            for base, its in variants
+            if base.method == run.method and (base.topk == run.topk or "topk" in own) and its.items() < own.items()
+        ]
+        changes += [(base, run.variant) for base in bases[:1]]  # the one with the fewest settings of its own
+    return [*methods, *changes]
 
 
 def _write_csv(path: Path, rows: pd.DataFrame, flag: str) -> None:

@@ -83,7 +83,12 @@ def _query(arguments: Sequence[str]) -> None:
         if not backend.is_exact(options.radius):
             print(f"\nSearched with {backend.name}, which may miss neighbours; --backend numpy misses none.")
     if options.figure is not None:
-        gallery_figure(options.figure, gallery_of_files(index, found))
+        gallery, missing = gallery_of_files(index, found)
+        for path, reason in missing:
+            print(f"{printable(path)}: drawn as a grey square: {reason}", file=sys.stderr)
+        if missing:
+            print(f"{len(missing)} images are missing; name their folder with --images-folder.", file=sys.stderr)
+        gallery_figure(options.figure, gallery)
         print(f"Figure written to {options.figure}", file=sys.stderr)
 
 
@@ -94,10 +99,13 @@ def _serve(arguments: Sequence[str]) -> None:
     parser.add_argument(
         "--port", type=bounded(int, 0, 65535), default=8765, metavar="N", help="0: any free port [8765]"
     )
+    parser.add_argument(
+        "--allow-host", action="append", default=[], metavar="NAME", help="a name of a proxy that shows the page"
+    )
     options = parser.parse_args(arguments)
     index = _load_index(options)
     try:
-        serve(index, index.model(options.run), options.host, options.port)
+        serve(index, index.model(options.run), options.host, options.port, options.allow_host)
     except Interrupted as stopped:
         if stopped.status != 128 + signal.SIGINT:  # Ctrl-C is the normal way to stop the server
             raise

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from http import HTTPStatus
@@ -171,6 +171,7 @@ def make_server(
     port: int,
     limits: Limits = DEFAULT_LIMITS,
     most_pixels: int = MOST_PIXELS,
+    allowed_hosts: Iterable[str] = (),
 ) -> LocalServer:
     """Create the server of a `SearchPage` and listen; ``serve_forever()`` answers, ``server_close()`` ends it.
 
@@ -183,17 +184,18 @@ def make_server(
     kinds = ("image/*", "application/octet-stream")
     try:
         return LocalServer(
-            host, port, get=page.get(), post={"/search": page.search_image}, post_kinds=kinds, limits=limits
-        )
+            host, port, get=page.get(), post={"/search": page.search_image}, post_kinds=kinds, limits=limits,
+            allowed_hosts=allowed_hosts,
+        )  # fmt: skip
     except (OSError, OverflowError) as error:
         raise UserError(
             f"--host {host} --port {port}: cannot listen there ({error}); choose another host or port."
         ) from error
 
 
-def serve(index: Index, trained: TrainedModel | None, host: str, port: int) -> None:
+def serve(index: Index, trained: TrainedModel | None, host: str, port: int, allowed_hosts: Iterable[str] = ()) -> None:
     """Serve the page until the exception of a signal ends it; the exception is raised again."""
-    with make_server(index, trained, host, port) as server:
+    with make_server(index, trained, host, port, allowed_hosts=allowed_hosts) as server:
         print(f"{len(index):,} images: {server.address} (Ctrl+C stops the server)", flush=True)
         # In a thread of its own: in this one, the exception of a signal would be taken for an error of a request.
         thread = threading.Thread(target=server.serve_forever, daemon=True)

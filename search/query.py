@@ -101,8 +101,20 @@ def as_json(
     }
 
 
-def gallery_of_files(index: Index, found: Sequence[Found]) -> Gallery:
-    """A gallery of at most `MOST_IN_FIGURE` queries and neighbours; files that can no longer be read are grey."""
+def gallery_of_files(index: Index, found: Sequence[Found]) -> tuple[Gallery, list[tuple[str, str]]]:
+    """A gallery of at most `MOST_IN_FIGURE` queries and neighbours.
+
+    Files that can no longer be read are grey, and returned as (path, reason).
+    """
+    missing: dict[str, str] = {}  # one image may be a neighbour of several queries
+
+    def picture(path: str | os.PathLike[str]) -> np.ndarray:
+        try:
+            return file_thumbnail(path)
+        except BadImage as error:
+            missing[os.fspath(path)] = str(error)
+            return np.full((3, THUMBNAIL, THUMBNAIL), _MISSING, np.uint8)
+
     shown = [(path, rows[:MOST_IN_FIGURE], near[:MOST_IN_FIGURE]) for path, rows, near in found[:MOST_IN_FIGURE]]
     most = max(1, *(len(rows) for _, rows, _ in shown))
     images = np.zeros((len(shown), most, 3, THUMBNAIL, THUMBNAIL), np.uint8)
@@ -112,26 +124,23 @@ def gallery_of_files(index: Index, found: Sequence[Found]) -> Gallery:
         distance[place, : len(near)] = near
         texts.append([])
         for rank, row in enumerate(rows.tolist()):
-            images[place, rank] = file_thumbnail(index.path_of(row))
+            images[place, rank] = picture(index.path_of(row))
             label = "" if index.labels is None else index.labels[row]
             texts[-1].append(printable(label or os.path.basename(index.names[row])))
-    return Gallery(
-        query_images=np.stack([file_thumbnail(path) for path, _, _ in shown]),
+    gallery = Gallery(
+        query_images=np.stack([picture(path) for path, _, _ in shown]),
         images=images,
         distance=distance,
         query_labels=np.zeros((len(shown), 0), bool),
         labels=np.zeros((len(shown), most, 0), bool),
         texts=([printable(os.path.basename(path)) for path, _, _ in shown], texts),
     )
+    return gallery, list(missing.items())
 
 
 def file_thumbnail(path: str | os.PathLike[str]) -> np.ndarray:
-    """The middle square of an image file, uint8 [3, THUMBNAIL, THUMBNAIL]; grey if it cannot be read."""
-    try:
-        pixels = decode(path, THUMBNAIL)
-    except BadImage:
-        return np.full((3, THUMBNAIL, THUMBNAIL), _MISSING, np.uint8)
-    square = ImageOps.fit(Image.fromarray(pixels), (THUMBNAIL, THUMBNAIL), Image.Resampling.BILINEAR)
+    """The middle square of an image file, uint8 [3, THUMBNAIL, THUMBNAIL]; a BadImage if it cannot be read."""
+    square = ImageOps.fit(Image.fromarray(decode(path, THUMBNAIL)), (THUMBNAIL, THUMBNAIL), Image.Resampling.BILINEAR)
     return np.asarray(square).transpose(2, 0, 1)
 
 

@@ -10,7 +10,7 @@ import socket
 import socketserver
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -118,6 +118,7 @@ class LocalServer(ThreadingHTTPServer):
         get: functions that answer GET and HEAD, by path. The path of a request is only looked up here.
         post: functions that answer POST, by path.
         post_kinds: media types that a body may have, e.g. "image/*".
+        allowed_hosts: names under which a proxy or a tunnel shows this server.
     """
 
     daemon_threads = True
@@ -132,8 +133,10 @@ class LocalServer(ThreadingHTTPServer):
         post: Mapping[str, Answer],
         post_kinds: tuple[str, ...],
         limits: Limits,
+        allowed_hosts: Iterable[str] = (),
     ) -> None:
         self.get, self.post, self.post_kinds, self.limits, self.host = get, post, post_kinds, limits, host
+        self.allowed_hosts = frozenset(name.lower() for name in allowed_hosts)
         self._places = threading.BoundedSemaphore(limits.requests)
         if ":" in host:
             self.address_family = socket.AF_INET6
@@ -260,23 +263,32 @@ class _Handler(BaseHTTPRequestHandler):
         """
         hosts = self.headers.get_all("Host", [])
         if len(hosts) != 1 or not self._is_own(hosts[0]):
-            raise Refused(HTTPStatus.BAD_REQUEST, f"Open this page as {self.server.address}")
+            name = "--allow-host NAME of `python -m search serve` allows another name"
+            raise Refused(HTTPStatus.BAD_REQUEST, f"Open this page as {self.server.address} ({name}).")
         if self.command == "POST":
             origins = self.headers.get_all("Origin", [])
-            foreign = any(origin.lower() != f"http://{hosts[0].lower()}" for origin in origins)
+            foreign = not all(self._is_own_origin(origin.lower(), hosts[0].lower()) for origin in origins)
             if foreign or self.headers.get("Sec-Fetch-Site", "same-origin") not in ("same-origin", "none"):
                 raise Refused(HTTPStatus.FORBIDDEN, "A page of another site may not send images here.")
 
+    def _is_own_origin(self, origin: str, host: str) -> bool:
+        """Whether the page that sends is this one: under the same host, or under one that the user has allowed."""
+        scheme, _, place = origin.partition("://")  # a proxy may add encryption, and may send its own Host
+        name = place.partition(":")[0]
+        return scheme in ("http", "https") and (place == host or name in self.server.allowed_hosts)
+
     def _is_own(self, host: str) -> bool:
         match = re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+)(?::([0-9]{1,5}))?", host)
-        if match is None or int(match[2] or 80) != self.server.server_port:
+        if match is None:
             return False
         name = match[1].strip("[]").lower()
+        if name == "localhost" or name in self.server.allowed_hosts:
+            return True  # with any port: that of a tunnel or a proxy, which a browser reaches under its own
+        own_port = int(match[2] or 80) == self.server.server_port
         try:
-            ipaddress.ip_address(name)
+            return ipaddress.ip_address(name).is_loopback or own_port
         except ValueError:
-            return name in ("localhost", self.server.host.lower())
-        return True
+            return own_port and name == self.server.host.lower()
 
     def _body(self) -> bytes:
         kind = self.headers.get_content_type() if "Content-Type" in self.headers else "application/octet-stream"

@@ -12,10 +12,7 @@ def make_case(seed, *, queries=6, database=150, bits=12, classes=10, zeros="none
     query_code, database_code = rng.choice([-1, 1], (queries, bits)), rng.choice([-1, 1], (database, bits))
     if zeros in ("rows", "everywhere"):
         database_code[rng.random(database) < 0.4] = 0
-    if zeros in ("bits", "everywhere"):
-        database_code[rng.random((database, bits)) < 0.1] = 0
     if zeros in ("queries", "everywhere"):
-        query_code[rng.random((queries, bits)) < 0.2] = 0
         query_code[0] = 0
     query_labels, database_labels = rng.random((queries, classes)) < share, rng.random((database, classes)) < share
     return tuple(

@@ -1,4 +1,4 @@
-"""Codes of images: sign(U_image) of model_image in eval mode."""
+"""Codes of images: the sign of U_image of model_image in eval mode."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from data import ImageDataset
 from data.data_loader import eval_batches
-from modules.discrete import sign
+from modules.discrete import signs
 from training.run_folder import RunFolder
 from utils import distributed
 from utils.log import progress_bar
@@ -29,7 +29,7 @@ def encode(
 
     A code is NaN where the output of the network is not finite. `bar` is the text of the progress bar.
     """
-    return sign(encode_continuous(model_image, dataset, batch_size, device, num_workers, bar)).float().cpu()
+    return signs(encode_continuous(model_image, dataset, batch_size, device, num_workers, bar)).float().cpu()
 
 
 @torch.inference_mode()

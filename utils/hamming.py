@@ -1,7 +1,8 @@
 """Count the items of a database by their Hamming distance to each query: histograms, and ranks in stable order.
 
 The distance is d = (K − q·b)/2. For codes of −1 and +1 it is the Hamming distance. The same formula holds for codes
-with zeros: an item of zeros has distance K/2 from everything. So histograms have 2K+1 bins, one for each half unit.
+with zeros: an item of zeros has distance K/2 from everything. So histograms have 2K+1 bins, one for each half unit. A
+row is zero in all bits or in none.
 
 Three engines give the same integers, and none holds the Q × D matrix of distances: bit slices compiled by numba
 (`utils.hamming_compiled`); packed words in numpy; a matrix product in torch, on a GPU and for rows with zeros.
@@ -31,16 +32,31 @@ Integers = npt.NDArray[np.int64]
 
 
 class Matrices(NamedTuple):
-    """Codes [Q, K] and [D, K] with entries −1, 0 or +1, and multi-hot labels [Q, C] and [D, C]."""
+    """Codes [Q, K] and [D, K] of −1, 0 and +1; labels multi-hot [Q, C] and [D, C], or class numbers [Q] and [D].
+
+    Class numbers are int64 and count from 0. They take no memory of the size D × C, however many there are.
+    """
 
     query_code: torch.Tensor
     database_code: torch.Tensor
     query_labels: torch.Tensor
     database_labels: torch.Tensor
 
+    def of_queries(self, rows: slice) -> Matrices:
+        """The same database with some of the queries."""
+        return self._replace(query_code=self.query_code[rows], query_labels=self.query_labels[rows])
+
     def of_items(self, rows: slice | torch.Tensor) -> Matrices:
-        """The same queries with some rows of the database."""
-        return self._replace(database_code=self.database_code[rows], database_labels=self.database_labels[rows])
+        """The same queries with some rows of the database, labels multi-hot: a column for each class that both have."""
+        part = self._replace(database_code=self.database_code[rows], database_labels=self.database_labels[rows])
+        if part.query_labels.ndim == 2:
+            return part
+        shared = np.intersect1d(part.query_labels, part.database_labels)
+        classes = torch.from_numpy(
+            shared if len(shared) else np.array([-1])
+        )  # a class of no item: labels need a column
+        one_hot = (labels[:, None] == classes for labels in (part.query_labels, part.database_labels))
+        return Matrices(part.query_code, part.database_code, *one_hot)
 
 
 def default_engine(num_pairs: int, device: Device = None) -> str:
@@ -57,8 +73,7 @@ def query_blocks(matrices: Matrices, grades: int = 1) -> Iterator[tuple[slice, M
     size = max(1, _HISTOGRAM_BYTES // (8 * (2 * bits + 1) * (1 + grades)))
     for start in range(0, num_queries, size):
         rows = slice(start, min(start + size, num_queries))
-        block = matrices._replace(query_code=matrices.query_code[rows], query_labels=matrices.query_labels[rows])
-        yield rows, block
+        yield rows, matrices.of_queries(rows)
 
 
 def count_by_distance(matrices: Matrices, *, grades: int = 1, device: Device = None) -> tuple[Integers, Integers]:
@@ -81,20 +96,23 @@ def count_by_distance(matrices: Matrices, *, grades: int = 1, device: Device = N
     return items, relevant
 
 
-def stable_average_precision(matrices: Matrices, limit: int, *, device: Device = None) -> npt.NDArray[np.float64]:
-    """AP of each query over its first `limit` items, ties in database order; float64 [Q], 0 without a relevant item.
+def stable_precisions(
+    matrices: Matrices, limit: int, *, device: Device = None
+) -> tuple[npt.NDArray[np.float64], Integers]:
+    """Σ precision at the ranks of the relevant items among the first `limit`, ties in database order, and their number.
 
-    The compiled engine counts twice: once for the first rank at each distance, and once to visit the relevant items.
-    The others sort. A database with rows that are zero in part is always sorted.
+    float64 and int64 [Q]. The compiled engine counts twice: once for the first rank at each distance, and once to visit
+    the relevant items. The others sort.
     """
-    engine = default_engine(len(matrices.query_code) * len(matrices.database_code), device)
-    result = _rank_compiled(matrices, limit) if engine == "compiled" else None
-    return _rank_sorted(matrices, limit, device) if result is None else result
+    if default_engine(len(matrices.query_code) * len(matrices.database_code), device) == "compiled":
+        return _rank_compiled(matrices, limit)
+    return _rank_sorted(matrices, limit, device)
 
 
 def _chunks(matrices: Matrices, most: int = _MOST_ROWS) -> list[slice]:
     """Slices of the database that limit the memory; multiples of 4096 rows, the block of the bit slices."""
-    width = matrices.database_code.shape[1] + matrices.database_labels.shape[1]
+    labels = matrices.query_labels
+    width = matrices.database_code.shape[1] + (labels.shape[1] if labels.ndim == 2 else len(labels.unique()))
     rows = min(max(_NUMBERS_PER_CHUNK // width // 4096 * 4096, 4096), most)
     return [slice(start, start + rows) for start in range(0, len(matrices.database_code), rows)]
 
@@ -126,7 +144,7 @@ def _query_lists(matrices: Matrices) -> tuple[npt.NDArray[np.int8], Integers, In
 
 
 class _Planes:
-    """The database of `matrices` as bit planes; `partial`: the rows that are zero in part."""
+    """The database of `matrices` as bit planes; `full`, `empty`: rows without a zero, and of zeros."""
 
     def __init__(self, matrices: Matrices) -> None:
         from utils.hamming_compiled import BLOCK, WORDS, pack_planes  # needs numba, which is optional
@@ -143,8 +161,6 @@ class _Planes:
             pack_planes(label_rows[rows], self.labels[chosen], unused[chosen], unused[chosen])
 
         _in_threads(pack, blocks)
-        classed = (self.full | self.empty).view(np.uint8)
-        self.partial = np.flatnonzero(np.unpackbits(classed, bitorder="little")[: len(code_rows)] == 0)
 
 
 def _count_compiled(matrices: Matrices, items: Integers, relevant: Integers, device: Device) -> None:
@@ -160,8 +176,6 @@ def _count_compiled(matrices: Matrices, items: Integers, relevant: Integers, dev
         )  # fmt: skip
 
     _in_threads(count, len(codes))
-    if len(planes.partial):
-        _count_torch(matrices.of_items(torch.from_numpy(planes.partial)), items, relevant, device)
 
 
 def _count_numpy(matrices: Matrices, items: Integers, relevant: Integers, device: Device) -> None:
@@ -251,10 +265,8 @@ def _count_torch(matrices: Matrices, items: Integers, relevant: Integers, device
 ENGINES = {"compiled": _count_compiled, "numpy": _count_numpy, "torch": _count_torch}
 
 
-def _rank_compiled(matrices: Matrices, limit: int) -> npt.NDArray[np.float64] | None:
-    """AP in stable order by two counts; None if a row is zero in part, which the bit slices cannot order."""
-    from utils.hamming_compiled import rank_blocks  # needs numba, which is optional
-
+def _rank_compiled(matrices: Matrices, limit: int) -> tuple[npt.NDArray[np.float64], Integers]:
+    """`stable_precisions` by two counts."""
     num_queries, bits = matrices.query_code.shape
     items = np.zeros((num_queries, 2 * bits + 1), np.int64)
     relevant = np.zeros((num_queries, 1, 2 * bits + 1), np.int64)
@@ -263,49 +275,54 @@ def _rank_compiled(matrices: Matrices, limit: int) -> npt.NDArray[np.float64] | 
     next_rank = np.cumsum(items, axis=1) - items
     next_found = np.cumsum(relevant[:, 0], axis=1) - relevant[:, 0]
     precisions, found = np.zeros(num_queries), np.zeros(num_queries, np.int64)
+    for rows in _chunks(matrices):
+        _visit_relevant(matrices.of_items(rows), limit, next_rank, next_found, precisions, found)
+    return precisions, found
+
+
+def _visit_relevant(
+    matrices: Matrices, limit: int, next_rank: Integers, next_found: Integers,
+    precisions: npt.NDArray[np.float64], found: Integers,
+) -> None:  # fmt: skip
+    """`rank_blocks` for a part of the database."""
+    from utils.hamming_compiled import rank_blocks  # needs numba, which is optional
+
+    planes = _Planes(matrices)
     codes, starts, labels = _query_lists(matrices)
-    for chunk in _chunks(matrices):
-        planes = _Planes(matrices.of_items(chunk))
-        if len(planes.partial):
-            return None
 
-        def rank(rows: slice, planes: _Planes = planes) -> None:
-            rank_blocks(
-                planes.codes, planes.labels, planes.full, planes.empty, codes, starts, labels, rows.start, rows.stop,
-                limit, next_rank, next_found, precisions, found,
-            )  # fmt: skip
+    def rank(rows: slice) -> None:
+        rank_blocks(
+            planes.codes, planes.labels, planes.full, planes.empty, codes, starts, labels, rows.start, rows.stop,
+            limit, next_rank, next_found, precisions, found,
+        )  # fmt: skip
 
-        _in_threads(rank, num_queries)
-    return precisions / np.maximum(found, 1)
+    _in_threads(rank, len(codes))
 
 
-def _rank_sorted(matrices: Matrices, limit: int, device: Device) -> npt.NDArray[np.float64]:
-    """AP in stable order by a stable sort of the distances of each query."""
+def _rank_sorted(matrices: Matrices, limit: int, device: Device) -> tuple[npt.NDArray[np.float64], Integers]:
+    """`stable_precisions` by a stable sort of the distances of each query."""
     device = torch.device("cpu" if device is None else device)
-    query_code, database_code, query_labels, database_labels = matrices
-    bits, num_items = query_code.shape[1], len(database_code)
-    result = np.zeros(len(query_code))
+    (num_queries, bits), num_items = matrices.query_code.shape, len(matrices.database_code)
+    precisions, found = np.zeros(num_queries), np.zeros(num_queries, np.int64)
     height = max(1, (1 << 22) // num_items)
     ranks = torch.arange(1, limit + 1, dtype=torch.float64, device=device)
-    for start in range(0, len(query_code), height):
-        rows = slice(start, start + height)
-        codes = query_code[rows].to(device, torch.float32)
-        asked = query_labels[rows].to(device, torch.float32)
-        distance = torch.empty(len(codes), num_items, dtype=torch.int16, device=device)
-        hit = torch.empty(len(codes), num_items, dtype=torch.bool, device=device)
-        for chunk in _chunks(matrices):
-            distance[:, chunk] = bits - codes @ database_code[chunk].to(device, torch.float32).T
-            hit[:, chunk] = asked @ database_labels[chunk].to(device, torch.float32).T > 0
+    for start in range(0, num_queries, height):
+        queries = matrices.of_queries(slice(start, start + height))
+        distance = torch.empty(len(queries.query_code), num_items, dtype=torch.int16, device=device)
+        hit = torch.empty(len(queries.query_code), num_items, dtype=torch.bool, device=device)
+        for rows in _chunks(matrices):
+            query_code, code, asked, labels = (part.to(device, torch.float32) for part in queries.of_items(rows))
+            distance[:, rows] = bits - query_code @ code.T
+            hit[:, rows] = asked @ labels.T > 0
 
         def rank(chosen: slice, distance: torch.Tensor = distance, hit: torch.Tensor = hit, start: int = start) -> None:
             for i in range(chosen.start, chosen.stop):
-                found = torch.nonzero(hit[i][_stable_order(distance[i])[:limit]]).flatten()
-                if len(found):
-                    counts = torch.arange(1, len(found) + 1, dtype=torch.float64, device=device)
-                    result[start + i] = float((counts / ranks[found]).mean())
+                hits = torch.nonzero(hit[i][_stable_order(distance[i])[:limit]]).flatten()
+                counts = torch.arange(1, len(hits) + 1, dtype=torch.float64, device=device)
+                precisions[start + i], found[start + i] = float((counts / ranks[hits]).sum()), len(hits)
 
-        _in_threads(rank, len(codes), size=1)
-    return result
+        _in_threads(rank, len(distance), size=1)
+    return precisions, found
 
 
 def _stable_order(distance: torch.Tensor) -> torch.Tensor:

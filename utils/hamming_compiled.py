@@ -181,7 +181,7 @@ def count_blocks(
     planes: Words, labels: Words, full: Words, empty: Words, codes: npt.NDArray[np.int8],
     label_start: Integers, label_index: Integers, first: int, last: int, items: Integers, relevant: Integers,
 ) -> None:  # fmt: skip
-    """Add the items of the blocks to the histograms of queries first..last−1; rows that are zero in part are left out.
+    """Add the items of the blocks to the histograms of queries first..last−1.
 
     Args:
         planes: uint64 [blocks, P·WORDS], P = K rounded up to a multiple of 4.

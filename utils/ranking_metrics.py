@@ -53,12 +53,15 @@ def _harmonic(m: Floats) -> Floats:
     return np.where(m < _TABULATED, table, _EULER_GAMMA + np.log(x) + _harmonic_correction(x))
 
 
-def expected_average_precision(items: Counts, relevant: Counts, topk: int | None = None) -> Floats:
+def expected_average_precision(
+    items: Counts, relevant: Counts, topk: int | None = None, *, denominator: str = "retrieved"
+) -> Floats:
     """AP@R of each query, float64 [Q], expected over the order of tied items; 0 without a relevant item.
 
     Args:
         items, relevant: int [Q, B].
         topk: R; None, ≤ 0 or more than the database: the whole database.
+        denominator: "retrieved": the number of relevant items among the first R; "relevant": of all relevant items.
 
     Source: the closed form of McSherry & Najork for whole ties; where R falls inside a tie, its mean over the
     hypergeometric distribution of the number of relevant items kept (docs/evaluation.md, "Expected average precision").
@@ -68,8 +71,12 @@ def expected_average_precision(items: Counts, relevant: Counts, topk: int | None
     before = np.cumsum(items, axis=1) - items  # [Q, B], s
     relevant_before = np.cumsum(relevant, axis=1) - relevant  # [Q, B], R₀
     limit = cut(topk, int(items[0].sum()))
+    if denominator == "relevant":  # it does not depend on the order, so the mean of the sum is enough
+        kept = np.clip(limit - before, 0, items)
+        precisions = _tie_precision_sum(items, relevant, before, relevant_before, kept).sum(axis=1)
+        return precisions / np.maximum(relevant.sum(axis=1), 1)
     whole = before + items <= limit
-    precisions = np.where(whole, _tie_precision_sum(items, relevant, before, relevant_before), 0.0).sum(axis=1)
+    precisions = np.where(whole, _tie_precision_sum(items, relevant, before, relevant_before, items), 0.0).sum(axis=1)
     found = np.where(whole, relevant, 0).sum(axis=1)
     average = precisions / np.maximum(found, 1)
 
@@ -82,10 +89,12 @@ def expected_average_precision(items: Counts, relevant: Counts, topk: int | None
     return average
 
 
-def _tie_precision_sum(items: Counts, relevant: Counts, before: Counts, relevant_before: Counts) -> Floats:
-    """E[Σ precision] over the relevant items of whole ties; 0 for an empty tie. All arguments have the same shape."""
-    h1 = harmonic_difference(before, items)
-    h2 = items - (before + 1) * h1
+def _tie_precision_sum(
+    items: Counts, relevant: Counts, before: Counts, relevant_before: Counts, kept: Counts
+) -> Floats:
+    """E[Σ precision] over the relevant ones among the first `kept` items of ties; all arguments have the same shape."""
+    h1 = harmonic_difference(before, kept)
+    h2 = kept - (before + 1) * h1
     others = (relevant - 1) / np.maximum(items - 1, 1)
     return relevant / np.maximum(items, 1) * ((relevant_before + 1) * h1 + others * h2)
 

@@ -7,11 +7,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
-
-import torch
 
 from utils.errors import UserError
 from utils.files import load_tensors, read_json
@@ -145,65 +142,3 @@ def read_run(folder: Path) -> Run:
     if not (results := read_results(folder)):
         raise UserError(f"{folder}: {RESULTS} has no finished code length; wait until the run has finished.")
     return Run(folder, settings, results)
-
-
-class CodeSet(NamedTuple):
-    """The four files of one code length: `name` is what their names share, `paths` are by role."""
-
-    name: str
-    paths: dict[str, Path]
-
-    @property
-    def folder(self) -> Path:
-        """Where the files are; with files of a run, its folder."""
-        return self.paths[ROLES[0]].parent
-
-
-def find_code_sets(paths: Sequence[Path]) -> list[CodeSet]:
-    """Sets of four files `<name>-<role>.t`, from one folder or from the files themselves.
-
-    Raises:
-        UserError: a path is missing or is not such a file, or a set is incomplete.
-    """
-    if len(paths) == 1 and paths[0].is_dir():
-        files = sorted(path for role in ROLES for path in paths[0].glob(f"*-{role}.t"))
-        if not files:
-            raise UserError(f"{paths[0]}: has no code files (*-query_code.t ...); name the folder of a finished run.")
-    else:
-        files = list(paths)
-    sets: dict[tuple[Path, str], dict[str, Path]] = {}
-    for path in files:
-        role = next((role for role in ROLES if path.name == f"{role}.t" or path.name.endswith(f"-{role}.t")), None)
-        if role is None:
-            raise UserError(f"{path}: name the folder of one run, or code files that end in {', '.join(ROLES)} and .t.")
-        if not path.is_file():
-            raise UserError(f"{path}: there is no such file.")
-        sets.setdefault((path.parent, path.name.removesuffix(f"{role}.t").rstrip("-")), {})[role] = path
-    for (folder, name), found in sets.items():
-        if missing := [role for role in ROLES if role not in found]:
-            raise UserError(f"{folder / name}: the file {missing[0]}.t of this set is missing; give all four.")
-    return [CodeSet(name, found) for (_, name), found in sets.items()]
-
-
-def load_code_set(code_set: CodeSet) -> list[torch.Tensor]:
-    """Query codes [Q, K], database codes [D, K], query labels [Q, C], database labels [D, C].
-
-    Class numbers (one-dimensional integer labels) become one-hot rows.
-
-    Raises:
-        UserError: a file is damaged or does not hold a tensor.
-    """
-    tensors = []
-    for role in ROLES:
-        path = code_set.paths[role]
-        tensor = load_tensors(path, "a tensor")
-        if not isinstance(tensor, torch.Tensor):
-            raise UserError(f"{path}: holds a {type(tensor).__name__}, not a tensor.")
-        tensors.append(tensor)
-    labels = tensors[2:]
-    if all(label.ndim == 1 and not label.is_floating_point() and len(label) for label in labels):
-        if min(int(label.min()) for label in labels) < 0:
-            raise UserError(f"{code_set.paths[ROLES[2]]}: class numbers must be 0 or more.")
-        classes = 1 + max(int(label.max()) for label in labels)
-        tensors[2:] = [torch.nn.functional.one_hot(label.long(), classes) for label in labels]
-    return tensors

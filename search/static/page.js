@@ -14,7 +14,9 @@ let shownStart = null;
 let uploads = new Map();  // number → {file, address}
 let uploadNumber = 0;
 
-const labelled = (item) => (item.labels.length ? `label:\u00a0${item.labels.join(", ")}` : "");
+// A name may be written from right to left; it must not turn round what stands beside it.
+const apart = (name) => element("bdi", {}, name);
+const labelled = (item) => item.labels.flatMap((label, place) => [place ? ", " : "label:\u00a0", apart(label)]);
 const plural = (n, word) => `${n.toLocaleString("en")} ${word}${n === 1 ? "" : "s"}`;
 
 function element(kind, attributes = {}, ...children) {
@@ -102,7 +104,7 @@ function neighbourTile(item, now, found) {
   return tile(item, now, [
     element("span", { class: "distance" }, `${item.distance} of ${plural(found.code_length, "bit")} differ`),
     element("span", { class: "bar", "aria-hidden": "true" }, bar),
-    element("span", { class: same ? "label same" : "label" }, same ? `same ${labelled(item)}` : labelled(item) || item.name),
+    element("span", { class: same ? "label same" : "label" }, ...(item.labels.length ? [same ? "same " : "", ...labelled(item)] : [apart(item.name)])),
   ]);
 }
 
@@ -122,9 +124,10 @@ function showQuery(now, query) {
   if (address && image.getAttribute("src") !== address) image.src = address;
   if (!address) image.removeAttribute("src");
   image.alt = own ? `Your image ${own.file.name}` : now.row === null ? "" : `Image ${now.row}`;
-  if (own) part("query-caption").textContent = own.file.name;
-  else if (query) part("query-caption").textContent = [`Image ${query.row}`, query.name, labelled(query)].filter(Boolean).join(", ");
-  else part("query-caption").textContent = now.row === null ? "" : `Image ${now.row}`;
+  const caption = part("query-caption");
+  if (own) caption.replaceChildren(apart(own.file.name));
+  else if (query) caption.replaceChildren(`Image ${query.row}, `, apart(query.name), ...(query.labels.length ? [", ", ...labelled(query)] : []));
+  else caption.replaceChildren(now.row === null ? "" : `Image ${now.row}`);
 }
 
 function showProblem(sentence) {

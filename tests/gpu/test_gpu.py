@@ -20,7 +20,7 @@ from modules.all_in_one import attend, attention
 from training.loop import Loop
 from training.network_codes import encode
 from utils.devices import choose_device
-from utils.hamming import Matrices, count_by_distance, stable_average_precision
+from utils.hamming import Matrices, count_by_distance, stable_precisions
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 
@@ -210,7 +210,7 @@ def test_counts_on_the_gpu_are_those_of_compiled_code(grades):
     ):
         assert np.array_equal(left, right)
     np.testing.assert_allclose(
-        stable_average_precision(matrices, 40_000),
-        stable_average_precision(matrices, 40_000, device="cuda"),
+        stable_precisions(matrices, 40_000),
+        stable_precisions(matrices, 40_000, device="cuda"),
         rtol=1e-12,
     )

@@ -10,6 +10,7 @@ from modules.discrete import (
     discrete_step,
     draw_sample,
     label_similarity,
+    signs,
     softened,
 )
 
@@ -122,6 +123,14 @@ def test_coordinate_descent_leaves_its_input_alone():
     nothing = torch.zeros(len(sample), len(sample), dtype=torch.float64)
     assert torch.equal(after, naive_update(rows, *sample_codes, nothing, alpha=10.0, beta=0.0, gamma=0.0))
     assert torch.equal(rows, before) and not torch.equal(after, before)
+
+
+def test_a_sign_is_never_0():
+    """0 stands for an item that was never encoded."""
+    assert signs(torch.tensor([-2.0, -0.0, 0.0, 0.5])).tolist() == [-1, 1, 1, 1]
+    assert bool(signs(torch.tensor([torch.nan, torch.inf, -torch.inf])).isnan().all())
+    codes = coordinate_descent(torch.zeros(2, 4), torch.zeros(2, 4), torch.zeros(3, 4))
+    assert torch.equal(codes, torch.ones(2, 4))
 
 
 def test_sample_depends_on_seed_and_iteration_alone():

@@ -39,3 +39,30 @@ def test_a_figure_of_another_format_or_in_a_file_is_refused(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(UserError, match="could not be written"):
         curves.map_figure(tmp_path / "file" / "a.png", series)
+
+
+def test_a_long_name_in_a_legend_is_wrapped(tmp_path):
+    """A variant with many flags; its legend must lie inside the figure."""
+    name = "MM Asia, lr 0.0001, no_cycle_terms True, num_samples 5000, backbone squeezenet1_0, image_size 64"
+    short, long = ({label: {12: [0.5], 32: [0.7]}, "B": {12: [0.4], 32: [0.6]}} for label in ("A", name))
+    figures = []
+    for number, series in enumerate((short, long)):
+        with pytest.MonkeyPatch.context() as context:
+            context.setattr(curves, "save", lambda figure, path: figures.append(figure))
+            curves.map_figure(tmp_path / f"{number}.png", series)
+    for figure in figures:
+        figure.draw_without_rendering()
+        box, page = figure.legends[0].get_window_extent(), figure.bbox
+        assert page.x0 <= box.x0 and box.x1 <= page.x1 and page.y0 <= box.y0
+    assert figures[1].get_figheight() > figures[0].get_figheight()
+
+
+def test_a_name_that_no_font_can_show_is_said(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(style, "FONTS", ("DejaVu Sans", "no such font"))
+    curves.map_figure(tmp_path / "a.png", {"Äpfel": {12: [0.5]}})
+    assert not caplog.messages
+    curves.map_figure(tmp_path / "b.png", {"猫": {12: [0.5]}})
+    (message,) = caplog.messages
+    assert message.endswith(
+        "b.png: a name has characters that no installed font has; install Noto Sans CJK, for example."
+    )

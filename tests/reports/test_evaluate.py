@@ -8,13 +8,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from scipy.io import savemat
 
-from reports.evaluate import evaluate_set, main, order_sensitivity, table
+from reports.code_files import find_code_sets
+from reports.evaluate import FLAGS, evaluate_set, main, order_sensitivity, table
 from tests.naive_ranking import make_case
 from utils.evaluate import evaluate_codes, mean_average_precision
-from utils.runs import ROLES, find_code_sets
+from utils.hamming import Matrices
+from utils.runs import ROLES
 
 
 def save_codes(folder, case, *, bits=12, name="digits-{}bits-0.5000"):
@@ -86,6 +90,43 @@ def test_four_files_of_another_project(tmp_path, capsys):
     assert "last mAP" not in capsys.readouterr().out
 
 
+def test_files_with_any_names(tmp_path, capsys, caplog):
+    """A project that saves bits and class numbers in a column, in three kinds of files."""
+    case = make_case(3)
+    numbers = [(torch.arange(len(labels)) % 3)[:, None] for labels in case[2:]]
+    np.savez(tmp_path / "codes.npz", query=case[0] > 0, base=case[1] > 0)
+    savemat(tmp_path / "labels.mat", {"test_L": numbers[0].numpy()})
+    np.save(tmp_path / "train.npy", numbers[1].numpy())
+    target = tmp_path / "report.json"
+    specs = "codes.npz:query", "codes.npz:base", "labels.mat", "train.npy"
+    flags = [text for flag, spec in zip(FLAGS, specs, strict=True) for text in (flag, str(tmp_path / spec))]
+    assert main([*flags, "--json", str(target)]) == 0
+    one_hot = [torch.eye(3)[number[:, 0]] for number in numbers]
+    (report,) = json.loads(target.read_text())
+    assert report["map"]["expected"] == mean_average_precision(*case[:2], *one_hot)
+    assert (report["denominator"], report["without_relevant"]) == ("retrieved", "zero")
+    codes, labels = caplog.messages
+    assert codes.endswith("codes.npz: query_code and database_code without -1: read as bits, 0 as -1 and 1 as +1.")
+    assert labels.endswith("codes.npz: labels of one column: read as class numbers, not as multi-hot rows.")
+    refuse([*flags[:6]], capsys, "--query-codes: give --query-codes, --database-codes, --query-labels, --database-la")
+    refuse([*flags, tmp_path], capsys, "--query-codes: give", "without other paths")
+
+
+def test_other_conventions_are_named_in_the_output(run_folder, tmp_path, capsys):
+    target = tmp_path / "report.json"
+    flags = ["--denominator", "relevant", "--without-relevant", "skip", "--order-sensitivity", "--json", str(target)]
+    assert main([str(run_folder), *flags]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.split()[-2:] == ["relevant", "relevant"] and line.startswith("AP divided by") for line in lines)
+    assert any(line.split()[-2:] == ["skip", "skip"] for line in lines)
+    for report in json.loads(target.read_text()):
+        case = make_case(report["code_length"], bits=report["code_length"], zeros="rows")
+        convention = {"denominator": "relevant", "without_relevant": "skip"}
+        assert report["map"]["expected"] == mean_average_precision(*case, topk=30, **convention)
+        assert report["order_sensitivity"]["given"] == report["map"]["stable"]
+        assert {name: report[name] for name in convention} == convention
+
+
 def test_class_numbers_are_evaluated_as_one_hot_rows(tmp_path):
     case = make_case(4)
     numbers = [torch.arange(len(labels)) % 3 for labels in case[2:]]
@@ -112,13 +153,15 @@ def test_order_sensitivity_shows_what_a_sorted_database_does():
     # every item tied: the first of a database sorted by class is the query's own class, of a reversed one the other
     labels = torch.eye(2)[[0] * 5 + [1] * 5]
     case = torch.ones(1, 4), torch.ones(10, 4), torch.tensor([[1.0, 0.0]]), labels
-    mixed = [*case[:3], labels[torch.tensor([5, 0, 6, 1, 7, 2, 8, 3, 9, 4])]]
+    mixed = Matrices(*case[:3], labels[torch.tensor([5, 0, 6, 1, 7, 2, 8, 3, 9, 4])])
     orders = order_sensitivity(mixed, topk=None)
     assert orders["class_sorted"] == 1.0
     assert orders["given"] == pytest.approx(0.5)
     assert orders["reversed"] == pytest.approx(sum((i + 1) / (2 * i + 1) for i in range(5)) / 5)
-    unlabelled = [*case[:3], labels * torch.tensor([[1.0], [0.0]]).repeat(5, 1)]
+    unlabelled = Matrices(*case[:3], labels * torch.tensor([[1.0], [0.0]]).repeat(5, 1))
     assert order_sensitivity(unlabelled, topk=None)["class_sorted"] == 1.0  # rows without label come last
+    numbers = Matrices(*case[:2], torch.tensor([0]), torch.arange(10) % 2)
+    assert order_sensitivity(numbers, topk=None)["class_sorted"] == 1.0
 
 
 def refuse(arguments, capsys, *texts):
@@ -141,7 +184,7 @@ def test_bad_paths_are_refused(run_folder, tmp_path, capsys):
     refuse([run_folder, "--json", empty], capsys, "--json", "is a folder; name a file")
     refuse([run_folder, "--json", tmp_path / "no" / "x.json"], capsys, "--json", "there is no folder")
     refuse([run_folder, "--topk", "many"], capsys, "--topk", "whole number")
-    refuse([], capsys, "PATH", "--help lists the flags")
+    refuse([], capsys, "name the folder of a run", "--help lists the flags")
 
     refuse([run_folder, "--device", "tpu"], capsys, "--device tpu")
 

@@ -259,6 +259,22 @@ def test_comparisons_by_default(logs, capsys):
     assert "nan" not in printed and "share their split" in printed
 
 
+def test_a_variant_is_compared_with_the_one_that_it_changes(tmp_path, capsys):
+    """Own photos: no run has the preset's settings, since all have --root and a learning rate."""
+    for seed in (1, 2):
+        for method, lr in (("main_mmasia", 0.01), ("main_tomm", 0.02)):
+            common = {"method": method, "dataset": "folder", "root": "photos", "num_query": 20, "lr": lr}
+            write_run(tmp_path / f"{method}-{seed}", seed, 0.5 + 0.1 * seed, **common)
+            write_run(tmp_path / f"{method}-none-{seed}", seed, 0.4, no_cycle_terms=True, **common)
+    write_run(tmp_path / "both", 1, 0.3, no_cycle_terms=True, max_iter=7, **common)
+    printed = output_of(capsys, tmp_path, "--compare")
+    assert line_of(printed, "folder", "main_mmasia --lr 0.01 --no-cycle-terms − main_mmasia --lr 0.01", "8")[3] == "2"
+    assert line_of(printed, "folder", "main_tomm --lr 0.02 --no-cycle-terms − main_tomm --lr 0.02", "8")[3] == "2"
+    both = "main_tomm --lr 0.02 --max-iter 7 --no-cycle-terms"
+    assert line_of(printed, "folder", f"{both} − main_tomm --lr 0.02", "8")[3] == "1"
+    assert printed.count(both) == 1 and "main_tomm --lr 0.02 − main_mmasia" not in printed
+
+
 def test_comparisons_on_request(logs, capsys):
     write_run(logs / "constant-1", 1, 0.4, gamma=1.0)
     write_run(logs / "constant-2", 2, 0.6, gamma=1.0)

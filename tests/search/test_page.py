@@ -333,14 +333,28 @@ def test_only_own_names_of_the_host_are_accepted(server):
         f"user@localhost:{port}",
         f"127.0.0.1:{port}:{port}",
         f"[::1:{port}",
-        "127.0.0.1",
-        "127.0.0.1:1",
+        "192.168.1.5",
+        "192.168.1.5:1",
         "",
     ):
         assert "Open this page as http://127.0.0.1:" in ask_json(server, "/", status=400, Host=host)["error"], host
     assert b" 400 " in send_raw(server, b"GET / HTTP/1.0\r\n\r\n")
     twice = f"GET / HTTP/1.1\r\nHost: localhost:{port}\r\nHost: evil.example\r\n\r\n"
     assert b" 400 " in send_raw(server, twice.encode())
+
+
+def test_a_tunnel_and_a_proxy_show_the_page(index, trained):
+    """`ssh -L 9000:127.0.0.1:PORT`, and a proxy with encryption and a name of its own."""
+    image = index.path_of(0).read_bytes()
+    with serving(index, trained, allowed_hosts=["Images.example.org"]) as server:
+        for host in ("localhost:9000", "127.0.0.1:9000", "[::1]:9000", "127.0.0.1"):
+            assert ask(server, "/search", image, Host=host, Origin=f"http://{host}")[0] == 200, host
+        for host in ("images.example.org", "images.example.org:8443", f"127.0.0.1:{server.server_port}"):
+            assert ask(server, "/search", image, Host=host, Origin="https://images.example.org")[0] == 200, host
+        answer = ask_json(server, "/search", image, status=403, Host="localhost:9000", Origin="http://localhost:3000")
+        assert "another site" in answer["error"]
+        answer = ask_json(server, "/", status=400, Host="other.example.org")
+        assert "--allow-host NAME" in answer["error"]
 
 
 def test_a_page_of_another_site_cannot_send_images(server, index):
@@ -354,7 +368,7 @@ def test_a_page_of_another_site_cannot_send_images(server, index):
     for headers in (
         {"Origin": "http://evil.example"},
         {"Origin": "null"},
-        {"Origin": f"https://127.0.0.1:{port}"},
+        {"Origin": f"ftp://127.0.0.1:{port}"},
         {"Origin": f"http://localhost:{port}"},
         {"Sec_Fetch_Site": "cross-site"},
         {"Sec_Fetch_Site": "same-site"},

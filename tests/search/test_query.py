@@ -122,12 +122,12 @@ def test_the_figure_shows_queries_neighbours_and_missing_files(index, photos, tm
     lost = loaded.path_of(20)
     lost.unlink()
     rows, near = loaded.search(loaded.codes[loaded.names.index("Äpfel/Bild 01.png")][None], radius=BITS)[0]
-    content = search.query.gallery_of_files(loaded, [(query, rows, near), (query, rows[:2], near[:2])])
+    content, missing = search.query.gallery_of_files(loaded, [(query, rows, near), (query, rows[:2], near[:2])])
+    assert missing == ([(str(lost), "No such file or directory")] if 20 in rows[:10] else [])
     assert content.images.shape == (2, 10, 3, gallery.THUMBNAIL, gallery.THUMBNAIL)
     assert content.texts[0] == ["Bild 01.png"] * 2
     assert content.texts[1][0] == [loaded.labels[row] for row in rows[:10]] and len(content.texts[1][1]) == 2
     assert np.array_equal(content.images[0, 0], search.query.file_thumbnail(loaded.path_of(rows[0])))
-    assert len(np.unique(search.query.file_thumbnail(lost))) == 1 < len(np.unique(search.query.file_thumbnail(query)))
     axes = Figure().add_subplot()
     gallery.draw_gallery(axes, content)
     frames = {patch.get_gid() for patch in axes.patches}
@@ -141,7 +141,11 @@ def test_the_figure_shows_queries_neighbours_and_missing_files(index, photos, tm
     moved = tmp_path / "moved"
     photos.rename(moved)
     line = ["query", str(index), str(moved / "Äpfel" / "Bild 01.png"), "--device", "cpu", "--figure"]
+    capsys.readouterr()
     assert main([*line, str(tmp_path / "grey.png")]) == 0
+    error = capsys.readouterr().err.splitlines()
+    assert f"{loaded.path_of(rows[0])}: drawn as a grey square: " in error[0]
+    assert error[-2] == "10 images are missing; name their folder with --images-folder."
     assert main([*line, str(tmp_path / "again.png"), "--images-folder", str(moved)]) == 0
     assert (tmp_path / "again.png").read_bytes() == (tmp_path / "out.png").read_bytes()
     assert (tmp_path / "grey.png").read_bytes() != (tmp_path / "out.png").read_bytes()

@@ -72,7 +72,7 @@ def test_what_is_not_finite_is_named():
 def test_a_bit_that_cannot_be_decided_is_not_a_number():
     linear = torch.tensor([[1.0, -2.0, 0.0], [1.0, 2.0, float("nan")], [1.0, 2.0, float("inf")]])
     learned = discrete.coordinate_descent(torch.zeros(3, 3), linear, torch.eye(3))
-    assert learned.nan_to_num(7).tolist() == [[1, -1, 0], [1, 1, 7], [1, 1, 7]]
+    assert learned.nan_to_num(7).tolist() == [[1, -1, 1], [1, 1, 7], [1, 1, 7]]
 
 
 def test_codes_that_are_all_the_same_are_reported(tmp_path, small, capsys):

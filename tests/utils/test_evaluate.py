@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.naive_ranking import make_case, sort_and_average
-from utils.evaluate import CUTOFFS, average_precision, evaluate_codes, mean_average_precision
+from utils.evaluate import CUTOFFS, DENOMINATORS, average_precision, evaluate_codes, mean_average_precision
 from utils.ranking_metrics import (
     cut,
     expected_average_precision,
@@ -23,7 +24,7 @@ from utils.ranking_metrics import (
 )
 
 
-def shuffled_average(case, limit, times, seed=0):
+def shuffled_average(case, limit, times, seed=0, denominator=None):
     """Mean and standard error of AP over random database orders: a Monte-Carlo estimate of the expectation."""
     query_code, database_code, query_labels, database_labels = (tensor.numpy() for tensor in case)
     rng = np.random.default_rng(seed)
@@ -36,7 +37,7 @@ def shuffled_average(case, limit, times, seed=0):
         ranked = order[np.argsort(distance[:, order], axis=1, kind="stable")][:, :limit]
         hits = np.take_along_axis(relevant, ranked, axis=1)
         sums = (np.cumsum(hits, axis=1) / ranks * hits).sum(axis=1)
-        draws[draw] = sums / np.maximum(hits.sum(axis=1), 1)
+        draws[draw] = sums / (np.maximum(hits.sum(axis=1), 1) if denominator is None else denominator)
     return draws.mean(axis=0), draws.std(axis=0) / math.sqrt(times)
 
 
@@ -76,7 +77,7 @@ def expectation_by_enumeration(items, relevant, limit):
     "options",
     [
         {},
-        {"bits": 1, "classes": 1, "share": 0.5},
+        {"bits": 1, "classes": 2, "share": 0.5},
         {"bits": 128, "classes": 200, "share": 0.02},
         {"zeros": "rows"},
         {"zeros": "everywhere"},
@@ -156,17 +157,17 @@ def test_hypergeometric_step_splits_into_blocks(monkeypatch):
 
 
 def test_all_items_tied_and_one_item():
-    labels = torch.tensor([[1.0], [0.0], [1.0]])
+    labels = torch.tensor([1, 0, 1])
     code = torch.ones(3, 4)
-    query = torch.ones(1, 4), code, torch.ones(1, 1), labels
+    query = torch.ones(1, 4), code, torch.tensor([1]), labels
     # orders of (relevant, other, relevant): AP 1, 5/6 and 7/12, each with probability 1/3
     assert mean_average_precision(*query) == pytest.approx((1 + 5 / 6 + 7 / 12) / 3, abs=1e-15)
     assert mean_average_precision(*query, ties="stable") == pytest.approx(5 / 6, abs=1e-15)
     # the first item alone is relevant with probability 2/3, and AP@1 is then 1
     assert mean_average_precision(*query, topk=1) == pytest.approx(2 / 3, abs=1e-15)
-    one = torch.ones(1, 4), torch.ones(1, 4), torch.ones(1, 1), torch.ones(1, 1)
+    one = torch.ones(1, 4), torch.ones(1, 4), torch.tensor([1]), torch.tensor([1])
     assert mean_average_precision(*one) == 1.0
-    assert mean_average_precision(*one[:3], torch.zeros(1, 1)) == 0.0
+    assert mean_average_precision(*one[:3], torch.tensor([0])) == 0.0
 
 
 def test_the_worked_example_of_the_docs():
@@ -188,7 +189,7 @@ def test_the_worked_example_of_the_docs():
 
 def test_a_cut_of_minus_one_keeps_the_last_item():
     code = torch.tensor([[1.0, 1.0], [-1.0, -1.0]])
-    case = torch.ones(1, 2), code, torch.ones(1, 1), torch.tensor([[0.0], [1.0]])
+    case = torch.ones(1, 2), code, torch.tensor([1]), torch.tensor([0, 1])
     for topk in (None, 0, -1, 2, 100):
         for ties in ("expected", "stable"):
             assert mean_average_precision(*case, topk=topk, ties=ties) == 0.5
@@ -286,7 +287,7 @@ def test_single_label_report_has_no_ndcg_and_is_json():
     report = evaluate_codes(*case[:2], *one_hot, topk=20)
     assert set(report) == {
         "map", "precision_recall", "precision_at", "recall_at", "radius_2", "queries_without_relevant",
-        "zero_rows", "topk",
+        "zero_rows", "topk", "denominator", "without_relevant",
     }  # fmt: skip
     assert report["topk"] == 20
     assert evaluate_codes(*case[:2], *one_hot, topk=10**6)["topk"] is None
@@ -334,7 +335,13 @@ def test_metrics_of_one_histogram_by_hand():
         (lambda q, b, ql, bl: (q[:5], b, ql, bl), "5 query codes but 6 rows"),
         (lambda q, b, ql, bl: (q, b, ql, bl[:9]), "150 database codes but 9 rows"),
         (lambda q, b, ql, bl: (q[0], b, ql, bl), "query_code must be a matrix"),
-        (lambda q, b, ql, bl: (q, b, ql, bl.argmax(1)), "database_labels must be a matrix"),
+        (lambda q, b, ql, bl: (q, b, ql, bl.argmax(1)), "database_labels are class numbers and query_labels are not"),
+        (lambda q, b, ql, bl: (q, b, ql, bl[:, None]), "database_labels must be a matrix"),
+        (lambda q, b, ql, bl: (q, b, ql, bl.to_sparse()), "database_labels is sparse"),
+        (lambda q, b, ql, bl: (q, b, -ql.argmax(1) - 1, bl.argmax(1)), "query_labels must hold a class number"),
+        (lambda q, b, ql, bl: (q, b, ql.argmax(1), bl.argmax(1) + 0.5), "database_labels must hold a class number"),
+        (lambda q, b, ql, bl: (q, b, ql.argmax(1), bl[:0, 0]), "database_labels must hold a class number"),
+        (lambda q, b, ql, bl: (q, b * (torch.arange(12) > 0), ql, bl), "database_code has rows with both 0 and -1"),
         (lambda q, b, ql, bl: (q[:0], b, ql[:0], bl), "query_code must be a matrix"),
         (lambda q, b, ql, bl: (q, b[:0], ql, bl[:0]), "database_code must be a matrix"),
         (lambda q, b, ql, bl: (q * 0.7, b, ql, bl), "query_code must hold only -1, 0 and"),
@@ -351,9 +358,112 @@ def test_bad_input_is_named(change, message):
             function(*case)
 
 
-def test_unknown_ties_are_refused():
-    with pytest.raises(ValueError, match="expected, stable"):
-        mean_average_precision(*make_case(14), ties="random")
+@pytest.mark.parametrize("unknown", ["ties", "denominator", "without_relevant"])
+def test_unknown_conventions_are_refused(unknown):
+    with pytest.raises(ValueError, match=f"{unknown} must be one of .*, not 'random'"):
+        mean_average_precision(*make_case(14), **{unknown: "random"})
+
+
+# ---- What other projects save ----
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int64, torch.uint8, torch.bool])
+def test_codes_of_0_and_1_are_read_as_bits(dtype):
+    codes = torch.tensor([[0, 0, 0, 1]]), torch.tensor([[0, 0, 0, 1], [1, 1, 1, 1], [0, 0, 0, 0]])
+    labels = torch.tensor([[1, 0]]), torch.tensor([[1, 0], [0, 1], [0, 1]])
+    with pytest.warns(UserWarning, match="query_code and database_code without -1: read as bits"):
+        value = mean_average_precision(*[code.to(dtype) for code in codes], *labels)
+    assert value == 1.0 == mean_average_precision(*[2 * code - 1 for code in codes], *labels)
+
+
+def test_only_the_codes_of_0_and_1_are_converted():
+    case = make_case(16)
+    with pytest.warns(UserWarning, match="^database_code without -1"):
+        assert mean_average_precision(case[0], case[1] > 0, *case[2:]) == mean_average_precision(*case)
+
+
+def test_rows_of_zeros_stay_never_encoded():
+    """Also where every other row is +1 in all bits, so that there is no -1."""
+    codes = torch.ones(1, 4), torch.tensor([[1.0] * 4, [0.0] * 4])
+    report = evaluate_codes(*codes, torch.tensor([0]), torch.tensor([1, 0]))
+    assert report["zero_rows"] == 1
+    assert report["precision_recall"]["recall"] == [0, 0, 1, 1, 1]  # half the bits away
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.float32, torch.uint8])
+def test_labels_of_one_column_are_class_numbers(dtype):
+    case = make_case(18)
+    numbers = [(torch.arange(len(labels)) * 7 % 2).to(dtype) for labels in case[2:]]
+    one_hot = [torch.eye(2)[label.long()] for label in numbers]
+    expected = mean_average_precision(*case[:2], *one_hot)
+    assert mean_average_precision(*case[:2], *numbers) == expected
+    with pytest.warns(UserWarning, match="one column: read as class numbers"):
+        assert mean_average_precision(*case[:2], *[label[:, None] for label in numbers]) == expected
+
+
+def test_class_numbers_may_be_huge():
+    case = make_case(19)
+    numbers = [torch.arange(len(labels)) % 5 for labels in case[2:]]
+    expected = evaluate_codes(*case[:2], *numbers)
+    assert evaluate_codes(*case[:2], *[label * 20_000_000_000 + 7 for label in numbers]) == expected
+
+
+def test_a_hundred_thousand_classes_take_little_memory():
+    """A million items; one-hot rows would take 100 GB."""
+    draw = torch.Generator().manual_seed(0)
+    codes = [2 * torch.randint(2, (n, 16), generator=draw, dtype=torch.int8) - 1 for n in (10, 1_000_000)]
+    labels = torch.arange(10) * 9_999, torch.arange(1_000_000) % 100_000
+    tracemalloc.start()
+    try:
+        value = mean_average_precision(*codes, *labels)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert 0 < value < 0.01
+    assert peak < 256 << 20
+
+
+# ---- Conventions ----
+
+
+@pytest.mark.parametrize("ties", ["expected", "stable"])
+@pytest.mark.parametrize("topk", [1, 17, 60, None])
+def test_denominator_of_all_relevant_items(ties, topk):
+    """Σ precision is AP times the relevant items in the first R; its mean over shuffles is the expectation."""
+    case = make_case(20, database=120)
+    limit = cut(topk, 120)
+    total = (case[2] @ case[3].T > 0).sum(1).numpy()
+    values = average_precision(*case, topk=topk, ties=ties, denominator="relevant").numpy()
+    if ties == "stable":
+        order = np.argsort(-(case[0] @ case[1].T).numpy(), axis=1, kind="stable")[:, :limit]
+        hits = np.take_along_axis((case[2] @ case[3].T > 0).numpy(), order, axis=1)
+        expected = (np.cumsum(hits, axis=1) / np.arange(1, limit + 1) * hits).sum(axis=1) / np.maximum(total, 1)
+        np.testing.assert_allclose(values, expected, rtol=0, atol=1e-12)
+    else:
+        mean, error = shuffled_average(case, limit, 2000, denominator=np.maximum(total, 1))
+        assert (np.abs(values - mean) <= 4.5 * error + 1e-12).all()
+
+
+def test_both_denominators_agree_on_the_whole_database():
+    case = make_case(21)
+    both = [average_precision(*case, denominator=denominator) for denominator in DENOMINATORS]
+    torch.testing.assert_close(*both, rtol=1e-12, atol=0)
+
+
+def test_queries_without_a_relevant_item_can_be_left_out():
+    case = make_case(22, queries=4)
+    case[2][1] = 0
+    values = average_precision(*case)
+    assert mean_average_precision(*case, without_relevant="skip") == pytest.approx(float(values.sum()) / 3)
+    kept = [0, 2, 3]
+    alone = evaluate_codes(case[0][kept], case[1], case[2][kept], case[3])
+    report = evaluate_codes(*case, without_relevant="skip")
+    assert report["map"] == alone["map"]
+    assert report["precision_at"] == pytest.approx(alone["precision_at"])
+    assert (report["queries_without_relevant"], report["without_relevant"]) == (1, "skip")
+    case[2][:] = 0
+    with pytest.raises(ValueError, match="No query has a relevant item"):
+        mean_average_precision(*case, without_relevant="skip")
 
 
 def test_inputs_are_left_alone():

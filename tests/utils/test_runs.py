@@ -1,34 +1,18 @@
-"""Reading the folder of a run and code files."""
+"""Reading the folder of a run."""
 
 import json
 
 import pytest
-import torch
 
-from tests.naive_ranking import make_case
 from tests.plots.rows import metrics
 from utils.errors import UserError
-from utils.runs import ROLES, find_code_sets, load_code_set, read_metrics, read_results
+from utils.runs import read_metrics, read_results
 
 
 def test_a_last_line_that_is_still_being_written_is_left_out(tmp_path):
     lines = "".join(json.dumps(row) + "\n" for row in metrics())
     (tmp_path / "metrics.jsonl").write_text(lines + '{"code_length": 32, "iter')
     assert read_metrics(tmp_path) == metrics()
-
-
-def test_class_numbers_become_one_hot(tmp_path):
-    case = make_case(4)
-    numbers = [torch.arange(len(labels)) % 3 for labels in case[2:]]
-    for role, tensor in zip(ROLES, [*case[:2], *numbers], strict=True):
-        torch.save(tensor, tmp_path / f"a-{role}.t")
-    (code_set,) = find_code_sets([tmp_path])
-    loaded = load_code_set(code_set)
-    assert all(torch.equal(one, other) for one, other in zip(loaded[:2], case[:2], strict=True))
-    assert all(torch.equal(one.float(), torch.eye(3)[n]) for one, n in zip(loaded[2:], numbers, strict=True))
-    torch.save(numbers[0] - 1, tmp_path / "a-query_targets.t")
-    with pytest.raises(UserError, match="0 or more"):
-        load_code_set(code_set)
 
 
 def row(**maps):
