@@ -103,6 +103,7 @@ def _serve(arguments: Sequence[str]) -> None:
         "--allow-host", action="append", default=[], metavar="NAME", help="a name of a proxy that shows the page"
     )
     options = parser.parse_args(arguments)
+    print(f"Loading {options.index} …", file=sys.stderr, flush=True)
     index = _load_index(options)
     try:
         serve(index, index.model(options.run), options.host, options.port, options.allow_host)
