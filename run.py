@@ -12,7 +12,7 @@ from baselines import adsh, symmetric
 from training.command_line import Command, parse_command
 from training.preflight import preflight
 from training.progress import result_table
-from training.run_folder import RunFolder
+from training.run_folder import RunFolder, require_free
 from training.sweep import failure_recorded, run_sweep
 from utils import distributed
 from utils.command import run_command
@@ -20,6 +20,7 @@ from utils.devices import keep_freed_memory
 from utils.errors import UserError
 from utils.interrupt import Interrupted
 from utils.log import configure_logging, log
+from utils.runs import is_run
 
 # The method that trains when --method is not given: "main_mmasia" (MM Asia 2021), "main_tomm" (TOMM 2022), or one of
 # the baselines "adsh", "dpsh", "hashnet", "csq", "greedyhash", "orthohash".
@@ -55,9 +56,11 @@ def train(command: Command) -> None:
     """One run: every code length of its settings that is not finished yet.
 
     Raises:
-        UserError: bad settings, bad data, or a file that cannot be written.
+        UserError: bad settings, bad data, a run that another process trains, or a file that cannot be written.
         Interrupted: a signal has stopped the run.
     """
+    if command.folder is not None:
+        require_free(command.folder)
     settings, device, split = preflight(command.settings)
     log.info("%s on %s: %d queries, %d database images, %d classes", settings.method, settings.dataset,
              len(split.query), len(split.database), split.num_classes)  # fmt: skip
@@ -69,7 +72,7 @@ def train(command: Command) -> None:
                     if not run.is_finished(code_length):
                         TRAIN[settings.method](run, code_length, split)
         except Interrupted as stopped:
-            if not command.cell:  # a sweep says itself how to resume
+            if not command.cell and is_run(run.path):  # a sweep says itself how to resume
                 stopped.add_note(f"resume with: python run.py --resume {run.path}")
             raise
     if run.writes:

@@ -36,7 +36,7 @@ from utils.errors import UserError
 from utils.files import Locked, locked, write_json
 from utils.interrupt import SIGNALS, Interrupted, handled_by
 from utils.log import log
-from utils.runs import FAILURE, checkpoints, is_run, read_config, read_failure, read_results
+from utils.runs import CONFIG, FAILURE, checkpoints, is_run, read_config, read_failure, read_results
 
 RUN = Path(__file__).parents[1] / "run.py"
 
@@ -65,6 +65,10 @@ class Cell:
             return f"to resume from iteration {saved[-1][0] if saved else 0}"
         return "to do"
 
+    def needs_weights(self) -> bool:
+        """Whether it starts from the initial weights: it is not finished and has no checkpoint."""
+        return self.result() is None and not checkpoints(self.folder, self.settings.code_length[0])
+
     def disagreement(self) -> list[str]:
         """What the run in the cell's folder has otherwise than the cell: "--lr 0.5 (the run has 0.1)"."""
         if not is_run(self.folder):
@@ -77,7 +81,7 @@ class Cell:
             for field in dataclasses.fields(Settings)
             if field.name not in free
         }
-        return differences(wanted, Settings.from_json(read_config(self.folder)["settings"]))
+        return differences(wanted, Settings.from_json(read_config(self.folder)["settings"], self.folder / CONFIG))
 
 
 def sweep_name(settings: Settings) -> str:
@@ -129,7 +133,7 @@ def run_sweep(settings: Settings, grid: Grid) -> int:
         print(_listing(folder, cells))
         return 0
     if any(cell.result() is None for cell in cells):
-        if settings.weights not in ("imagenet", "none"):
+        if settings.weights not in ("imagenet", "none") and any(cell.needs_weights() for cell in cells):
             read_state(Path(settings.weights))
         preflight(settings)
     folder.mkdir(parents=True, exist_ok=True)
