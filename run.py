@@ -53,19 +53,18 @@ def train(command: Command) -> None:
     """One run: every code length of its settings that is not finished yet.
 
     Raises:
-        UserError: bad settings, bad data, or a file that cannot be written.
+        UserError: bad settings, bad data, a run that another process trains, or a file that cannot be written.
         Interrupted: a signal has stopped the run.
     """
-    from training.preflight import preflight
+    from training.preflight import preflight, to_start
     from training.progress import result_table
-    from training.run_folder import RunFolder
+    from training.run_folder import RunFolder, require_free
     from utils import distributed
-    from utils.runs import checkpoints
+    from utils.runs import is_run
 
-    fresh = [
-        bits for bits in command.settings.code_length if command.folder is None or not checkpoints(command.folder, bits)
-    ]
-    settings, device, split = preflight(command.settings, fresh)
+    if command.folder is not None:
+        require_free(command.folder)
+    settings, device, split = preflight(command.settings, to_start(command.settings, command.folder))
     log.info("%s on %s: %d queries, %d database images, %d classes", settings.method, settings.dataset,
              len(split.query), len(split.database), split.num_classes)  # fmt: skip
     with distributed.process_group(device):
@@ -76,7 +75,7 @@ def train(command: Command) -> None:
                     if not run.is_finished(code_length):
                         importlib.import_module(MODULES[settings.method]).train(run, code_length, split)
         except Interrupted as stopped:
-            if not command.cell:  # a sweep says itself how to resume
+            if not command.cell and is_run(run.path):  # a sweep says itself how to resume
                 stopped.add_note(f"resume with: python run.py --resume {run.path}")
             raise
     if run.writes:

@@ -56,7 +56,7 @@ def train(run: RunFolder, code_length: int, split: Split) -> dict[str, Any]:
     seed_everything(settings.seed)
 
     # ---- Network: the initial weights are those of every other method with this seed ----
-    size, weights = settings.image_size, settings.weights
+    size, weights = settings.image_size, run.initial_weights(code_length)
     model_image = image_network(settings.backbone, code_length, weights=weights, image_size=size)
     # Trained without the final tanh, which has no weights and keeps the sign: the losses need its input z.
     model_image.hash_layer[1] = BatchNorm(code_length) if settings.method == "orthohash" else nn.Identity()

@@ -21,6 +21,7 @@ from utils.command import Parser, run_command
 from utils.errors import UserError
 from utils.interrupt import Interrupted
 from utils.runs import (
+    CONFIG,
     DATABASES,
     METRICS,
     Run,
@@ -280,7 +281,11 @@ def _draw(arguments: Sequence[str]) -> None:
     folders = options.folders
     try:
         if len(folders) == 1:
-            split = load_split(Settings.from_json(load_run(folders[0]).settings)) if options.gallery else None
+            split = (
+                load_split(Settings.from_json(load_run(folders[0]).settings, folders[0] / CONFIG))
+                if options.gallery
+                else None
+            )
             written = run_figures(folders[0], split=split, output=options.output, file_format=options.format)
         elif options.gallery:
             raise UserError("--gallery: draws one run; name one folder.")

@@ -81,8 +81,9 @@ def parser(method_name: str, preset: Settings | None = None) -> argparse.Argumen
             + ("" if default is None else f" [{shown(default)}]"),
         )
     groups["What to run"].add_argument(
-        "--resume", type=name, metavar="DIR", help="resume the run in this folder, with its own settings"
-    )
+        "--resume", type=name, metavar="DIR",
+        help="resume the run in this folder, with its own settings; with --max-iter N train it longer",
+    )  # fmt: skip
     sweeps = result.add_argument_group("Sweeps (docs/runs.md): --seeds, --sweep or --method both runs a grid of cells")
     sweeps.add_argument(
         "--seeds", type=numbers(SEED), metavar="S,S,…", help="seeds; each runs with every method and every code length"
@@ -190,22 +191,33 @@ def require_fitting(settings: Settings) -> None:
                 )
 
 
+# Their loss depends on the share of --max-iter that is done.
+WHOLE_SCHEDULE = ("hashnet",)
+
+
 def resumed_settings(folder: Path, given: dict[str, Any]) -> Settings:
-    """The settings of the run in `folder`, with those `given` flags that change no result.
+    """The settings of the run in `folder`, with those `given` flags that change no result, and a larger --max-iter.
 
     Raises:
         UserError: it is not the folder of a run, or a flag would change the results.
     """
-    from utils.runs import read_config  # imports torch, which is slow, and --help does not need it
+    from utils.runs import CONFIG, read_config  # imports torch, which is slow, and --help does not need it
 
-    settings = Settings.from_json(read_config(folder)["settings"])
-    differing = differences({field: value for field, value in given.items() if field not in FREE_TO_CHANGE}, settings)
+    settings = Settings.from_json(read_config(folder)["settings"], folder / CONFIG)
+    longer = given.get("max_iter", 0) > settings.max_iter
+    if longer and settings.method in WHOLE_SCHEDULE:
+        raise UserError(
+            f"--resume {folder} --max-iter {given['max_iter']}: the loss of {settings.method} follows a schedule over "
+            f"all {settings.max_iter} iterations, so that a longer run differs from the first one on; start a new run."
+        )
+    allowed = (*FREE_TO_CHANGE, *(("max_iter",) if longer else ()))
+    differing = differences({field: value for field, value in given.items() if field not in allowed}, settings)
     if differing:
         raise UserError(
             f"--resume {folder}: these flags would change the results of the resumed run: {', '.join(differing)}; "
             "leave them out, or start a new run."
         )
-    return dataclasses.replace(settings, **{field: given[field] for field in FREE_TO_CHANGE if field in given})
+    return dataclasses.replace(settings, **{field: given[field] for field in allowed if field in given})
 
 
 def _has_run(folder: str) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
@@ -20,9 +20,10 @@ from utils.devices import require_working
 from utils.errors import UserError
 from utils.files import require_writable
 from utils.log import log
+from utils.runs import checkpoints, read_results
 
 
-def preflight(settings: Settings, fresh: Sequence[int] | None = None) -> tuple[Settings, torch.device, Split]:
+def preflight(settings: Settings, fresh: Collection[int] | None = None) -> tuple[Settings, torch.device, Split]:
     """Check the settings against the machine and the data; `num_samples` 0 is replaced by its number.
 
     What needs no image is checked before the first image is decoded. `fresh` are the code lengths that start from
@@ -54,6 +55,14 @@ def preflight(settings: Settings, fresh: Sequence[int] | None = None) -> tuple[S
     return settings, device, split
 
 
+def to_start(settings: Settings, folder: Path | None) -> list[int]:
+    """The code lengths that a run in `folder` starts from --weights: neither finished nor in a checkpoint."""
+    if folder is None:
+        return list(settings.code_length)
+    finished = {row["code_length"] for row in read_results(folder)}
+    return [bits for bits in settings.code_length if bits not in finished and not checkpoints(folder, bits)]
+
+
 def usable_device(settings: Settings) -> torch.device:
     """The device of this process.
 
@@ -73,7 +82,7 @@ def usable_device(settings: Settings) -> torch.device:
     return device
 
 
-def require_network(settings: Settings, fresh: Sequence[int]) -> None:
+def require_network(settings: Settings, fresh: Collection[int]) -> None:
     """Build the image network without memory, and read its weights for the code lengths `fresh`.
 
     Raises:

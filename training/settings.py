@@ -11,6 +11,7 @@ import dataclasses
 import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from utils.command import AUGMENTATIONS, BACKBONES, DATASETS, PROTOCOLS, bounded, flag_of
@@ -192,15 +193,20 @@ class Settings:
         }
 
     @classmethod
-    def from_json(cls, saved: dict[str, Any]) -> Settings:
-        """The settings of a config.json; what an older run does not have gets the preset's value.
+    def from_json(cls, saved: dict[str, Any], path: Path) -> Settings:
+        """The settings of the config.json `path`; what an older run does not have gets the preset's value.
 
         Raises:
-            UserError: a field is unknown.
+            UserError: a field is unknown, or its value is none that a run can have.
         """
         given: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value for key, value in saved.items()
         }
+        for field in dataclasses.fields(cls):
+            if field.name in given and not _allowed(field, given[field.name]):
+                raise UserError(
+                    f"{path}: '{field.name}' is {saved[field.name]!r}, which no run writes; restore the file."
+                )
         if "milestones" not in given and "max_iter" in given:  # older runs: the release's rule, not yet a setting
             given["milestones"] = (6, 41) if given["max_iter"] == 50 else (131,)
         return cls.for_dataset(given.pop("dataset", cls.dataset), **given)
@@ -225,6 +231,22 @@ class Settings:
         from data.options import Options  # imports torch, which is slow, and --help does not need it
 
         return Options(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Options)})
+
+
+def _allowed(field: dataclasses.Field[Any], value: Any) -> bool:
+    """Whether the command line can give a setting this value, or the value stands for a flag that is not given."""
+    parse = field.metadata["parse"]
+    if parse is None:
+        return isinstance(value, bool)
+    if value is None:
+        return field.default is None
+    if field.name == "num_samples" and value == PRESETS["folder"]["num_samples"]:
+        return True
+    try:
+        given = parse(shown(value)) if callable(parse) else one_of(parse)(shown(value))
+    except argparse.ArgumentTypeError:
+        return False
+    return bool(given == value)
 
 
 # What differs from the defaults above, which are the release's settings for CIFAR-10 (docs/datasets.md has the table).

@@ -145,10 +145,13 @@ def of_all(value: Tensor) -> list[Tensor]:
     return box
 
 
-def seed_dropout(seed: int) -> None:
-    """Give each process of a job its own dropout. Call it after the networks are built, which must be the same."""
-    if size() > 1:
-        torch.manual_seed(derive_seed(seed, "dropout", rank()))
+def seed_dropout(seed: int, *key: int) -> None:
+    """Give each process of a job its own dropout. Call it after the networks are built, which must be the same.
+
+    A single process keeps its generator, but for draws of a new `key`.
+    """
+    if size() > 1 or key:
+        torch.manual_seed(derive_seed(seed, "dropout", rank(), *key))
 
 
 def _device() -> torch.device:

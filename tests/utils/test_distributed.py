@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -27,6 +28,7 @@ from training.run_folder import RunFolder
 from training.settings import Settings
 from utils.distributed import own_device
 from utils.errors import UserError
+from utils.runs import read_results
 from utils.seeding import seed_everything
 
 ROOT = Path(__file__).parents[2]
@@ -184,9 +186,11 @@ def test_a_killed_process_ends_the_job_and_the_checkpoint_resumes_it(method, tmp
     second.join()
 
     (folder,) = logs.iterdir()
-    alone = start(["--resume", folder], tmp_path / "alone")
-    ended(alone, tmp_path / "alone", status=2)
-    assert "saved by 2 processes, and now there are 1" in (tmp_path / "alone").read_text()
+    copied = shutil.copytree(folder, tmp_path / "alone")
+    alone = start(["--resume", copied], tmp_path / "output alone")
+    ended(alone, tmp_path / "output alone")
+    assert "was saved by 2 processes, and now there are 1: the run continues" in (tmp_path / "output alone").read_text()
+    assert read_results(copied)[0]["iterations"] == 5
     for process, output in start_job(["--resume", folder], tmp_path):
         ended(process, output)
     assert_same(outcome(reference), outcome(folder), files=5)
