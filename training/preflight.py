@@ -59,7 +59,8 @@ def to_start(settings: Settings, folder: Path | None) -> list[int]:
     """The code lengths that a run in `folder` starts from --weights: neither finished nor in a checkpoint."""
     if folder is None:
         return list(settings.code_length)
-    finished = {row["code_length"] for row in read_results(folder)}
+    wanted = settings.max_iter
+    finished = {row["code_length"] for row in read_results(folder) if row.get("iterations", wanted) >= wanted}
     return [bits for bits in settings.code_length if bits not in finished and not checkpoints(folder, bits)]
 
 
