@@ -117,5 +117,5 @@ def test_the_ablations_leave_none_either(method, train):
 
 def test_a_tensor_that_was_left_on_the_cpu_is_found(train, monkeypatch):
     monkeypatch.setattr(main_mmasia, "label_similarity", lambda labels: torch.ones(len(labels), len(labels)))
-    with pytest.raises(RuntimeError, match="found at least two devices|found two different devices"):
+    with pytest.raises(RuntimeError, match=r"found at least two devices|found two different devices"):
         train("main_mmasia")
