@@ -33,7 +33,7 @@ class Progress:
         self.bar = progress_bar(
             f"{code_length} bits",
             settings.max_iter * settings.max_epoch * num_batches,
-            "batch",
+            " batches",
             initial=done * settings.max_epoch * num_batches,
             leave=True,
         )
