@@ -34,7 +34,7 @@ def train(run: RunFolder, code_length: int, split: Split) -> dict[str, Any]:
     labels = database.labels.to(device)  # [n_database, C]
 
     # ---- Networks ----
-    size, weights = settings.image_size, settings.weights
+    size, weights = settings.image_size, run.initial_weights(code_length)
     model_image = image_network(settings.backbone, code_length, weights=weights, image_size=size)
     model_image = model_image.to(device).to(memory_format=torch.channels_last)
     model_label = MLP(split.num_classes, code_length).to(device)

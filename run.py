@@ -3,20 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import sys
 from collections.abc import Sequence
 
-import main_mmasia
-import main_tomm
-from baselines import adsh, symmetric
 from training.command_line import Command, parse_command
-from training.preflight import preflight
-from training.progress import result_table
-from training.run_folder import RunFolder
-from training.sweep import failure_recorded, run_sweep
-from utils import distributed
 from utils.command import run_command
-from utils.devices import keep_freed_memory
 from utils.errors import UserError
 from utils.interrupt import Interrupted
 from utils.log import configure_logging, log
@@ -25,21 +17,27 @@ from utils.log import configure_logging, log
 # the baselines "adsh", "dpsh", "hashnet", "csq", "greedyhash", "orthohash".
 method_name = "main_mmasia"
 
-TRAIN = {
-    "main_mmasia": main_mmasia.train,
-    "main_tomm": main_tomm.train,
-    "adsh": adsh.train,
-    **dict.fromkeys(symmetric.METHODS, symmetric.train),
+# The module whose `train` trains a method. Modules that need torch are imported when a run starts: torch is slow to
+# import, and --help does not need it.
+MODULES = {
+    "main_mmasia": "main_mmasia",
+    "main_tomm": "main_tomm",
+    "adsh": "baselines.adsh",
+    **dict.fromkeys(("dpsh", "hashnet", "csq", "greedyhash", "orthohash"), "baselines.symmetric"),
 }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run with the given command line; returns the exit status (`utils.command.run_command`)."""
     configure_logging()
-    keep_freed_memory()
 
     def work() -> int:
         command = parse_command(sys.argv[1:] if arguments is None else arguments, method_name=method_name)
+        from training.sweep import failure_recorded, run_sweep
+        from utils import distributed
+        from utils.devices import keep_freed_memory
+
+        keep_freed_memory()
         if command.grid is not None:
             if distributed.launched_size() > 1:
                 raise UserError("A sweep starts one process per cell itself: start it with python, not torchrun.")
@@ -55,10 +53,18 @@ def train(command: Command) -> None:
     """One run: every code length of its settings that is not finished yet.
 
     Raises:
-        UserError: bad settings, bad data, or a file that cannot be written.
+        UserError: bad settings, bad data, a run that another process trains, or a file that cannot be written.
         Interrupted: a signal has stopped the run.
     """
-    settings, device, split = preflight(command.settings)
+    from training.preflight import preflight, to_start
+    from training.progress import result_table
+    from training.run_folder import RunFolder, require_free
+    from utils import distributed
+    from utils.runs import is_run
+
+    if command.folder is not None:
+        require_free(command.folder)
+    settings, device, split = preflight(command.settings, to_start(command.settings, command.folder))
     log.info("%s on %s: %d queries, %d database images, %d classes", settings.method, settings.dataset,
              len(split.query), len(split.database), split.num_classes)  # fmt: skip
     with distributed.process_group(device):
@@ -67,9 +73,9 @@ def train(command: Command) -> None:
             with run:
                 for code_length in settings.code_length:
                     if not run.is_finished(code_length):
-                        TRAIN[settings.method](run, code_length, split)
+                        importlib.import_module(MODULES[settings.method]).train(run, code_length, split)
         except Interrupted as stopped:
-            if not command.cell:  # a sweep says itself how to resume
+            if not command.cell and is_run(run.path):  # a sweep says itself how to resume
                 stopped.add_note(f"resume with: python run.py --resume {run.path}")
             raise
     if run.writes:

@@ -18,6 +18,7 @@ from baselines.hashnet import HashNet
 from baselines.orthohash import BatchNorm, OrthoHash, fold_batch_norm
 from data import Split
 from modules import image_network
+from modules.discrete import signs
 from training.loop import Loop
 from training.run_folder import RunFolder
 from training.settings import Settings
@@ -55,7 +56,7 @@ def train(run: RunFolder, code_length: int, split: Split) -> dict[str, Any]:
     seed_everything(settings.seed)
 
     # ---- Network: the initial weights are those of every other method with this seed ----
-    size, weights = settings.image_size, settings.weights
+    size, weights = settings.image_size, run.initial_weights(code_length)
     model_image = image_network(settings.backbone, code_length, weights=weights, image_size=size)
     # Trained without the final tanh, which has no weights and keeps the sign: the losses need its input z.
     model_image.hash_layer[1] = BatchNorm(code_length) if settings.method == "orthohash" else nn.Identity()
@@ -83,7 +84,7 @@ def train(run: RunFolder, code_length: int, split: Split) -> dict[str, Any]:
                 torch.stack(list(losses.values())).sum().backward()
                 optimizer.step()
 
-                sample_codes[torch.searchsorted(sample, rows)] = hash_output.detach().sign()
+                sample_codes[torch.searchsorted(sample, rows)] = signs(hash_output.detach())
                 loop.step(losses)
             loop.end_pass(iteration, epoch)
         loop.end_iteration(iteration, sample, sample_codes)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from data.cifar10 import load_cifar10
+from data.digest import data_digest
 from data.digits import load_digits
 from data.duplicates import report_duplicates, report_shared_names
 from data.flickr25k import FLICKR25K
@@ -52,4 +53,4 @@ def load_data(name: str, root: str | Path, options: Options) -> Split:
     return split
 
 
-__all__ = ["DATASETS", "ImageDataset", "Options", "Split", "hold_out", "load_data"]
+__all__ = ["DATASETS", "ImageDataset", "Options", "Split", "data_digest", "hold_out", "load_data"]

@@ -8,6 +8,7 @@ copy waits for a GPU.
 from __future__ import annotations
 
 import itertools
+import math
 import weakref
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -155,6 +156,14 @@ def _cuts(count: int, batch_size: int) -> list[int]:
     if batch_size < 1:
         raise UserError(f"--batch-size must be 1 or more, not {batch_size}.")
     return [*range(0, count, batch_size), count] if count else [0]
+
+
+def smallest_batch(count: int, batch_size: int, parts: int = 1) -> int:
+    """Images in the smallest batch of a pass of `train_batches` over `count` images, in all its `parts` shares."""
+    if parts == 1:
+        return count % batch_size or batch_size
+    batches = math.ceil(math.ceil(count / parts) / batch_size)  # they are of about equal size
+    return count // parts // batches
 
 
 def train_batches(

@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image, ImageFile, ImageOps
 
 from data.transform import resized_size
+from utils.command import MOST_PIXELS
 
 try:
     import pillow_heif  # optional: HEIC and HEIF, the photos of telephones
@@ -29,10 +30,7 @@ else:
 
 # The version of the rules from a file to its pixels. Caches and indexes keep it, and are not used with other rules.
 DECODING = 2
-# An image with more pixels is refused: Pillow needs up to 4 bytes for each. A JPEG may have four times as many, as the
-# photos of telephones do, and is then decoded at half its width and height.
-MOST_PIXELS = 50_000_000
-_JPEG_TIMES = 4
+_JPEG_TIMES = 4  # the pixels of a JPEG that is decoded at half its width and height, over those of other images
 MOST_RATIO = 200  # of the longer side to the shorter one
 MOST_SIDE = 50_000  # pixels of the longer side: a thin image needs much memory while it is resized
 # Larger images are not turned or converted as a whole before they are resized, or there would be two copies in memory.

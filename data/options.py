@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, fields
 
-from data.decode import MOST_PIXELS
+from utils.command import MOST_PIXELS, PROTOCOLS, flag_of
 from utils.errors import UserError
 
 # The options that not every dataset has, and the datasets that have them.
@@ -20,7 +20,6 @@ ONLY_FOR = {
     "train_img": ("lists",),
     "train_label": ("lists",),
 }
-PROTOCOLS = ("pool", "train-5000", "test-10000")  # docs/datasets.md
 MINIMA = {"seed": 0, "num_workers": 0, "num_query": 1, "image_size": 8, "max_pixels": 1}
 
 
@@ -100,8 +99,3 @@ class Options:
     def threads(self) -> int:
         """Threads for decoding and checking, 1 or more."""
         return self.num_workers or os.cpu_count() or 1
-
-
-def flag_of(name: str) -> str:
-    """The flag of run.py that sets an option: "num_query" → "--num-query"."""
-    return "--" + name.replace("_", "-")

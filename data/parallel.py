@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
-from tqdm import tqdm
+from utils.log import progress_bar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -19,11 +19,11 @@ def in_parallel(
     """``map(work, items)`` by threads, with the results in order, at most 8 of which per thread wait in memory.
 
     Args:
-        count: number of items, for the progress bar `bar`, which is shown on a terminal only.
+        count: number of items, for the progress bar with the text `bar` (`utils.log.progress_bar`).
         images: number of images that each item stands for.
     """
     waiting: deque[Future[Result]] = deque()
-    progress = tqdm(total=count, desc=bar, disable=None, unit=" images", unit_scale=images, leave=False)
+    progress = progress_bar(bar, count, " images", unit_scale=images)
     with ThreadPoolExecutor(threads) as executor, progress:
         try:
             for item in items:

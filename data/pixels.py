@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from data.decode import MOST_PIXELS, BadImage, decode
+from data.decode import BadImage, decode
 from data.transform import HEIGHT, TOP, make_image
+from utils.command import MOST_PIXELS
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from torchvision.models import get_model
 
 from modules.alexnet import AlexNetHash
 from modules.pretrained import load_weights
+from utils.command import BACKBONES
 from utils.errors import UserError
 
-BACKBONES = ("alexnet", "resnet18", "resnet50", "vit_b_16", "squeezenet1_0")
 # With the ImageNet weights the averaged channels of SqueezeNet 1.0 have a root mean square of 33 on images of 64 pixels
 # and of 11 on 224 (300 images of CIFAR-10). Left as they are, they saturate the tanh of the codes and the attention
 # before the first step (docs/comparison.md).

@@ -36,21 +36,27 @@ def softened(labels: Tensor, other_labels: Tensor, ratio: float) -> Tensor:
     return torch.where(similar, torch.ones_like(apart), apart)
 
 
+def similar_pairs(labels: Tensor, other_labels: Tensor) -> int:
+    """The number of pairs that share a label, of multi-hot labels [n, C] and [m, C]; exact."""
+    if int((labels > 0).sum(dim=1).max()) <= 1:  # one class per image: the pairs of each class
+        return int((labels > 0).sum(dim=0).double() @ (other_labels > 0).sum(dim=0).double())
+    # Many images have the same labels, so pairs of distinct label rows are counted, each as often as it occurs. The
+    # count is exact: the number of shared labels fits into float32, and the number of pairs into float64.
+    rows, count = torch.unique(labels.float(), dim=0, return_counts=True)
+    others, other_count = torch.unique(other_labels.float(), dim=0, return_counts=True)
+    similar = 0
+    for block, times in zip(*(part.split(max(1, BLOCK_PAIRS // len(others))) for part in (rows, count)), strict=True):
+        similar += int(times.double() @ ((block @ others.T > 0).double() @ other_count.double()))
+    return similar
+
+
 def balance_ratio(sample_labels: Tensor, database_labels: Tensor) -> float:
     """r = ΣS / Σ(1−S) over all pairs of sample [n, C] and database [n_database, C]; S = ±1.
 
     It is 0 where every pair is similar: S(1+r) − r is then 1 for every r.
     """
     pairs = len(sample_labels) * len(database_labels)
-    # Many images have the same labels, so pairs of distinct label rows are counted, each as often as it occurs. The
-    # count is exact: the number of shared labels fits into float32, and the number of pairs into float64.
-    sample, sample_count = torch.unique(sample_labels.float(), dim=0, return_counts=True)
-    database, database_count = torch.unique(database_labels.float(), dim=0, return_counts=True)
-    similar = 0
-    for rows, count in zip(
-        *(part.split(max(1, BLOCK_PAIRS // len(database))) for part in (sample, sample_count)), strict=True
-    ):
-        similar += int(count.double() @ ((rows @ database.T > 0).double() @ database_count.double()))
+    similar = similar_pairs(sample_labels, database_labels)
     if similar == pairs:
         return 0.0
     return (2 * similar - pairs) / (2 * (pairs - similar))
@@ -99,8 +105,11 @@ def discrete_step(
 
 
 def signs(values: Tensor) -> Tensor:
-    """The code of real outputs: ±1, with sign(0) = +1, since 0 stands for "never encoded"; 0 only for NaN."""
-    return values.sign() + (values == 0)
+    """The code of real outputs: ±1, with sign(0) = +1, since 0 stands for "never encoded".
+
+    NaN where a value is not finite (torch.sign makes 0 of NaN), for training to report.
+    """
+    return torch.where(values.isfinite(), values.sign() + (values == 0), torch.nan)
 
 
 def coordinate_descent(codes: Tensor, linear: Tensor, image_code: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ from utils.command import Parser, run_command
 from utils.errors import UserError
 from utils.interrupt import Interrupted
 from utils.runs import (
+    CONFIG,
     DATABASES,
     METRICS,
     Run,
@@ -322,7 +323,11 @@ def _draw(arguments: Sequence[str]) -> None:
         if len(folders) == 1 and folders[0].suffix == ".csv":
             written = curve_figures(folders[0], options.output or folders[0].parent, file_format=options.format)
         elif len(folders) == 1:
-            split = load_split(Settings.from_json(load_run(folders[0]).settings)) if options.gallery else None
+            split = (
+                load_split(Settings.from_json(load_run(folders[0]).settings, folders[0] / CONFIG))
+                if options.gallery
+                else None
+            )
             written = run_figures(folders[0], split=split, output=options.output, file_format=options.format)
         elif options.gallery:
             raise UserError("--gallery: draws one run; name one folder.")

@@ -104,6 +104,7 @@ def _serve(arguments: Sequence[str]) -> None:
     )
     add_pixels_flag(parser)
     options = parser.parse_args(arguments)
+    print(f"Loading {options.index} …", file=sys.stderr, flush=True)
     index = _load_index(options)
     try:
         serve(index, index.model(options.run), options.host, options.port, options.max_pixels, options.allow_host)

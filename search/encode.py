@@ -14,12 +14,13 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from data.decode import EXTENSIONS, MOST_PIXELS, BadImage, decode
+from data.decode import EXTENSIONS, BadImage, decode
 from data.list_files import read_names, split_labels
 from data.parallel import in_parallel
 from data.transform import eval_windows, make_image
 from data.walk import images_below
 from search.model import TrainedModel
+from utils.command import MOST_PIXELS
 from utils.errors import UserError
 
 CPU = torch.device("cpu")

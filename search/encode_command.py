@@ -8,14 +8,14 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from data.decode import MOST_PIXELS
 from search.encode import Encoding, find_images
 from search.encode_job import Job, encode_share, encode_to_file, merge, parts_are_kept, require_own_parts
 from search.model import load_model
 from utils import distributed
-from utils.command import Parser, bounded
+from utils.command import MOST_PIXELS, Parser, bounded
 from utils.errors import UserError
 from utils.files import require_place
+from utils.log import launched_rank
 
 
 def add_model_flags(parser: argparse.ArgumentParser) -> None:
@@ -71,7 +71,7 @@ def which_share(asked: str | None) -> tuple[int, int]:
     Raises:
         UserError: not two whole numbers with 0 <= I < N, or torchrun already divides the images.
     """
-    launched = distributed.launched_rank(), distributed.launched_size()
+    launched = launched_rank(), distributed.launched_size()
     if asked is None:
         return launched
     if launched[1] > 1:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from data.transform import shorter_side_for
 from modules import image_network
 from utils.errors import UserError
-from utils.files import load_tensors, write_file
+from utils.files import load_tensors, save_tensors
 from utils.runs import model_files, read_config
 
 EXPORT_FORMAT = "schn-model-1"
@@ -90,7 +90,7 @@ def export_model(trained: TrainedModel, path: str | Path) -> None:
         if not bool(torch.isfinite(state[name]).all()):
             raise UserError(f"{path}: '{name}' has weights beyond 65,504, the largest number of half precision.")
     content = {"format": EXPORT_FORMAT, "settings": trained.settings, "state": state}
-    write_file(Path(path), lambda file: torch.save(content, file), "-o")
+    save_tensors(Path(path), content, "-o")
 
 
 def fingerprint(state: Mapping[str, Tensor]) -> str:

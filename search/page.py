@@ -15,11 +15,12 @@ from typing import Any, cast
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from data.decode import MOST_PIXELS, BadImage, decode
+from data.decode import BadImage, decode
 from search.encode import Encoding, encode_files
 from search.index import Index
 from search.model import TrainedModel
 from search.server import DEFAULT_LIMITS, Answer, Limits, LocalServer, Refused, Reply, Request, json_reply
+from utils.command import MOST_PIXELS
 from utils.errors import UserError
 
 THUMBNAIL_SIDE = 256  # pixels of the longer side, at most

@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from data.decode import MOST_PIXELS, BadImage, decode
+from data.decode import BadImage, decode
 from plots.gallery import THUMBNAIL, Gallery
 from search.backends import Backend
 from search.encode import Encoding, encode_files, find_images
 from search.exact import Rows
 from search.index import Index
 from search.model import TrainedModel
+from utils.command import MOST_PIXELS
 from utils.errors import UserError
 
 MOST_IN_FIGURE = 10  # queries, and neighbours of each

@@ -1,11 +1,13 @@
 """Small networks in the place of the real ones, so that a test trains a main in a second."""
 
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import nn
 
 from modules import MLP, CycleNet, ReconstructionDiscriminator
+from modules.pretrained import read_state
 
 FEATURES = 24
 
@@ -17,6 +19,8 @@ class SmallImageNet(nn.Module):
 
     def __init__(self, backbone, code_length, *, weights=None, image_size=None, dropout=0.0):
         super().__init__()
+        if weights not in (None, "none", "imagenet"):
+            read_state(Path(weights))
         self.net = nn.Sequential(
             nn.AdaptiveAvgPool2d(8), nn.Flatten(), nn.Dropout(dropout), nn.Linear(192, FEATURES), nn.ReLU()
         )
@@ -49,6 +53,7 @@ def shrink(monkeypatch, main, dropout=0.0):
 
         return construct
 
+    monkeypatch.setattr("training.preflight.image_network", SmallImageNet)
     for name, constructor in constructors(dropout).items():
         if hasattr(main, name):
             monkeypatch.setattr(main, name, recording(name, constructor))

@@ -177,7 +177,7 @@ def test_five_steps_of_the_real_networks_equal_the_plain_step_in_float32(method,
             monkeypatch.setattr(main, name, recorded(getattr(main, name), name, built))
     monkeypatch.setattr(training.progress.Progress, "step", lambda self, parts: losses.append(parts))
     monkeypatch.setattr(training.progress.Progress, "end_pass", lambda self, *_: {})
-    monkeypatch.setattr(training.recorder.Recorder, "iteration", lambda self, *_: None)
+    monkeypatch.setattr(training.recorder.Recorder, "record", lambda self, *_: None)
     monkeypatch.setattr(training.recorder.Recorder, "finish", lambda self, codes, simplify: {})
     torch.manual_seed(settings.seed)
     main.train(RunFolder(dataclasses.replace(settings, weights="none"), torch.device("cpu")), 32, split)

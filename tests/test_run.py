@@ -13,9 +13,12 @@ import torch
 import main_mmasia
 import main_tomm
 import run
+from data import DATASETS
+from data.transform import AUGMENTATIONS
 from tests.small_networks import shrink
 from training import command_line
 from training import settings as settings_module
+from utils import command
 
 TINY = ["--dataset", "digits", "--image-size", "16", "--num-samples", "60", "--max-iter", "2", "--max-epoch", "1"]
 ROOT = Path(__file__).parents[1]
@@ -115,7 +118,7 @@ REFUSALS = [
     (["--dataset", "cifar10"], r"'?cifar10'?.*cifar-10"),
     (["--method", "main_cvpr"], r"--method.*'main_cvpr' is none of main_mmasia, main_tomm"),
     (["--method", "main_mmasi"], r"did you mean main_mmasia"),
-    (["--root", "/nowhere/at/all", "--dataset", "flickr25k"], r"/nowhere/at/all"),
+    (["--root", "/nowhere/at/all", "--dataset", "flickr25k", "--weights", "none"], r"/nowhere/at/all"),
     (["--code-length", "0"], r"--code-length: '0' must be a whole number, 1 or more"),
     (["--code-length", "-12"], r"--code-length"),
     (["--code-length", "twelve"], r"--code-length: 'twelve' must be a whole number"),
@@ -181,8 +184,8 @@ class Boom:
 )
 def test_a_cifar_batch_that_is_none(content, tmp_path, capsys):
     cifar_tree(tmp_path / "dataset", content)
-    flags = ["--dataset", "cifar-10", "--root", str(tmp_path / "dataset"), "--logs", str(tmp_path / "logs")]
-    assert run.main(flags) == 2
+    flags = ["--dataset", "cifar-10", "--root", str(tmp_path / "dataset"), "--weights", "none"]
+    assert run.main([*flags, "--logs", str(tmp_path / "logs")]) == 2
     output = capsys.readouterr()
     assert "data_batch_1 is not the official file; delete the folder" in output.err.strip().splitlines()[-1]
     assert "never run" not in output.out + output.err
@@ -225,7 +228,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_what_was_saved(main, t
 
 
 def test_a_finished_code_length_survives_the_failure_of_the_next(tmp_path, small, monkeypatch):
-    monkeypatch.setitem(run.TRAIN, "main_mmasia", fail_at(12, main_mmasia.train))
+    monkeypatch.setattr(main_mmasia, "train", fail_at(12, main_mmasia.train))
     assert run.main([*TINY, "--logs", str(tmp_path), "--code-length", "8,12"]) == 2
     (folder,) = tmp_path.iterdir()
     assert [row["code_length"] for row in json.loads((folder / "results.json").read_text())] == [8]
@@ -260,7 +263,41 @@ def test_help_is_grouped_with_defaults_one_line_each(capsys):
                  "--alpha", "--beta", "--gamma", "--topk", "--num-query", "--num-workers", "--device"):  # fmt: skip
         (line,) = [line for line in text.splitlines() if line.strip().startswith(f"{flag} ")]
         assert len(line) <= 120
-    assert "[4e-05]" in text and "[main_mmasia]" in text
+    assert "[main_mmasia]" in text
+
+
+@pytest.mark.parametrize(
+    ("flags", "defaults"),
+    [
+        ([], {"--dataset": "digits", "--lr": "0.0001", "--max-iter": "9", "--image-size": "64", "--weights": "none"}),
+        (["--dataset", "cifar-10"], {"--dataset": "cifar-10", "--lr": "4e-05", "--max-iter": "50", "--margin": "0.3"}),
+        (["--dataset=nus-wide-tc21"], {"--num-samples": "10500", "--milestones": "131", "--topk": "5000"}),
+        (["--dataset", "folder", "--preset", "cifar-10-cpu"], {"--backbone": "squeezenet1_0", "--num-samples": "5000"}),
+    ],
+)
+def test_help_lists_the_datasets_and_shows_the_defaults_of_the_chosen_one(flags, defaults, capsys):
+    with pytest.raises(SystemExit):
+        run.main([*flags, "--help"])
+    text = capsys.readouterr().out
+    assert ", ".join(DATASETS) in " ".join(text.split())
+    for flag, default in defaults.items():
+        (described,) = re.findall(rf"\n  {flag} .*(?:\n {{9,}}.*)*", text)
+        assert described.endswith(f"[{default}]"), described
+
+
+def test_help_imports_no_torch():
+    """It takes a quarter of a second; torch and torchvision alone take two."""
+    script = (
+        "import sys, run; sys.argv[1:] = ['--help']\ntry: run.main()\nfinally: print(*sys.modules, file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "--num-samples" in done.stdout
+    modules = set(done.stderr.split())
+    assert "run" in modules and not modules & {"torch", "torchvision", "numpy", "scipy", "PIL", "sklearn", "matplotlib"}
+
+
+def test_the_names_that_help_lists_are_those_that_exist():
+    assert tuple(DATASETS) == command.DATASETS and tuple(AUGMENTATIONS) == command.AUGMENTATIONS
 
 
 def test_presets_and_what_wins_over_them():

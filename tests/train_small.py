@@ -11,6 +11,7 @@ import torch
 import main_mmasia
 import main_tomm
 import run
+from modules import image_network
 from tests.small_networks import in_float64, shrink
 
 # The server imports torch once; every process is then forked from it in a moment.
@@ -18,7 +19,7 @@ CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload([__name__])
 
 
-def start(flags, output, slow=0.0, environment=None, double=False):
+def start(flags, output, slow=0.0, environment=None, double=False, backbone=False):
     """Start `run.py FLAG…` and return the process.
 
     Args:
@@ -27,15 +28,16 @@ def start(flags, output, slow=0.0, environment=None, double=False):
         slow: seconds that each mini-batch waits, so that a signal meets the run at its work.
         environment: variables of the process, such as those that torchrun sets.
         double: train in float64 and without dropout.
+        backbone: the image network is the one that the flags name; only the others are small.
     """
     process = CONTEXT.Process(
-        target=_train, args=([str(flag) for flag in flags], str(output), slow, environment, double)
+        target=_train, args=([str(flag) for flag in flags], str(output), slow, environment, double, backbone)
     )
     process.start()
     return process
 
 
-def _train(flags, output, slow=0.0, environment=None, double=False):
+def _train(flags, output, slow=0.0, environment=None, double=False, backbone=False):
     os.environ.update(environment or {})
     file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(file, 1)
@@ -44,6 +46,8 @@ def _train(flags, output, slow=0.0, environment=None, double=False):
     with pytest.MonkeyPatch.context() as monkeypatch:
         for main in (main_mmasia, main_tomm):
             shrink(monkeypatch, main, dropout=0.0 if double else 0.5)
+            if backbone:
+                monkeypatch.setattr(main, "image_network", image_network)
             losses = main.cycle_loss_parts
 
             def slowly(*arguments, losses=losses, **options):

@@ -17,15 +17,13 @@ from training.settings import (
     METHODS,
     SEED,
     Settings,
-    flag_of,
     name,
     numbers,
     one_of,
     shown,
 )
-from utils.command import Parser
+from utils.command import Parser, flag_of
 from utils.errors import UserError
-from utils.runs import is_run, read_config
 
 
 @dataclass(frozen=True)
@@ -49,12 +47,17 @@ class Command:
     grid: Grid | None = None  # of a sweep; None: one run
 
 
-def parser(method_name: str) -> argparse.ArgumentParser:
-    """The command line of `Settings`, in groups; a flag that is not given leaves no entry in the namespace."""
+def parser(method_name: str, preset: Settings | None = None) -> argparse.ArgumentParser:
+    """The command line of `Settings`, in groups; a flag that is not given leaves no entry in the namespace.
+
+    The help shows the defaults of `preset`; None: those of the default dataset.
+    """
+    preset = preset or Settings.for_dataset(Settings.dataset)
     result = Parser(
         prog="run.py",
         description="Train and evaluate Semantically Cycle-consistent Hashing Networks.",
-        epilog="The preset of a dataset replaces some defaults (docs/datasets.md); a flag always wins.",
+        epilog=f"The defaults in brackets are those of --dataset {preset.dataset}; for those of another dataset give "
+        "--dataset NAME --help. A flag always wins.",
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=32, width=118),
@@ -68,7 +71,7 @@ def parser(method_name: str) -> argparse.ArgumentParser:
             groups[heading].add_argument(flag_of(field.name), action="store_true", help=text)
             continue
         choices = () if callable(parse) else parse
-        default = method_name if field.name == "method" else field.default
+        default = method_name if field.name == "method" else getattr(preset, field.name)
         groups[heading].add_argument(
             flag_of(field.name),
             type=parse if callable(parse) else one_of(parse),
@@ -78,8 +81,9 @@ def parser(method_name: str) -> argparse.ArgumentParser:
             + ("" if default is None else f" [{shown(default)}]"),
         )
     groups["What to run"].add_argument(
-        "--resume", type=name, metavar="DIR", help="resume the run in this folder, with its own settings"
-    )
+        "--resume", type=name, metavar="DIR",
+        help="resume the run in this folder, with its own settings; with --max-iter N train it longer",
+    )  # fmt: skip
     sweeps = result.add_argument_group("Sweeps (docs/runs.md): --seeds, --sweep or --method both runs a grid of cells")
     sweeps.add_argument(
         "--seeds", type=numbers(SEED), metavar="S,S,…", help="seeds; each runs with every method and every code length"
@@ -97,7 +101,14 @@ def parser(method_name: str) -> argparse.ArgumentParser:
     return result
 
 
-_METAVARS = {"method": "NAME", "code_length": "K,K,…", "milestones": "N,N,…", "root": "DIR", "logs": "DIR"}
+_METAVARS = {
+    "method": "NAME",
+    "dataset": "NAME",
+    "code_length": "K,K,…",
+    "milestones": "N,N,…",
+    "root": "DIR",
+    "logs": "DIR",
+}
 
 
 def _folder_name(text: str) -> str:
@@ -106,13 +117,22 @@ def _folder_name(text: str) -> str:
     return text
 
 
+def _preset_of(arguments: Sequence[str]) -> Settings:
+    """The settings that --dataset and --preset give, without any other flag."""
+    few = Parser(prog="run.py", add_help=False, allow_abbrev=False)
+    few.add_argument("--dataset", default=Settings.dataset)
+    few.add_argument("--preset")
+    given, _ = few.parse_known_args(arguments)
+    return Settings.for_dataset(given.dataset, preset=given.preset)
+
+
 def parse_command(arguments: Sequence[str], *, method_name: str) -> Command:
     """What the command line asks for; `method_name` is the default of --method, edited at the top of run.py.
 
     Raises:
         UserError: an unknown flag, a bad value, flags that contradict each other or would change a resumed run.
     """
-    given = vars(parser(method_name).parse_args(arguments))
+    given = vars(parser(method_name, _preset_of(arguments)).parse_args(arguments))
     resume, cell, dry_run = given.pop("resume", None), given.pop("cell", None), given.pop("dry_run", False)
     seeds, sweep, jobs = given.pop("seeds", None), given.pop("sweep", None), given.pop("jobs", None)
     asked = given.get("method", method_name)
@@ -132,7 +152,7 @@ def parse_command(arguments: Sequence[str], *, method_name: str) -> Command:
         raise UserError("--seed and --seeds: give one of the two.")
     if resume is not None:
         return Command(resumed_settings(Path(resume), given), Path(resume))
-    if cell is not None and is_run(Path(cell)):
+    if cell is not None and _has_run(cell):
         return Command(resumed_settings(Path(cell), given), Path(cell), cell=True)
     if method_name not in ALL_METHODS:
         known = ", ".join(ALL_METHODS)
@@ -171,20 +191,39 @@ def require_fitting(settings: Settings) -> None:
                 )
 
 
+# Their loss depends on the share of --max-iter that is done.
+WHOLE_SCHEDULE = ("hashnet",)
+
+
 def resumed_settings(folder: Path, given: dict[str, Any]) -> Settings:
-    """The settings of the run in `folder`, with those `given` flags that change no result.
+    """The settings of the run in `folder`, with those `given` flags that change no result, and a larger --max-iter.
 
     Raises:
         UserError: it is not the folder of a run, or a flag would change the results.
     """
-    settings = Settings.from_json(read_config(folder)["settings"])
-    differing = differences({field: value for field, value in given.items() if field not in FREE_TO_CHANGE}, settings)
+    from utils.runs import CONFIG, read_config  # imports torch, which is slow, and --help does not need it
+
+    settings = Settings.from_json(read_config(folder)["settings"], folder / CONFIG)
+    longer = given.get("max_iter", 0) > settings.max_iter
+    if longer and settings.method in WHOLE_SCHEDULE:
+        raise UserError(
+            f"--resume {folder} --max-iter {given['max_iter']}: the loss of {settings.method} follows a schedule over "
+            f"all {settings.max_iter} iterations, so that a longer run differs from the first one on; start a new run."
+        )
+    allowed = (*FREE_TO_CHANGE, *(("max_iter",) if longer else ()))
+    differing = differences({field: value for field, value in given.items() if field not in allowed}, settings)
     if differing:
         raise UserError(
             f"--resume {folder}: these flags would change the results of the resumed run: {', '.join(differing)}; "
             "leave them out, or start a new run."
         )
-    return dataclasses.replace(settings, **{field: given[field] for field in FREE_TO_CHANGE if field in given})
+    return dataclasses.replace(settings, **{field: given[field] for field in allowed if field in given})
+
+
+def _has_run(folder: str) -> bool:
+    from utils.runs import is_run  # as above
+
+    return is_run(Path(folder))
 
 
 def differences(wanted: dict[str, Any], settings: Settings) -> list[str]:

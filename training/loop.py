@@ -7,15 +7,17 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from data import Split
+from data import Split, data_digest
 from data.data_loader import BatchLoader, train_batches
 from modules.discrete import draw_sample
 from training.checkpoint import Checkpoint, Stateful
 from training.cuda_graphs import replay_forward
+from training.divergence import require_codes, require_finite_state
 from training.progress import Progress
 from training.recorder import Recorder
 from training.run_folder import RunFolder
 from utils import distributed
+from utils.interrupt import Interrupted
 
 
 class Loop:
@@ -35,20 +37,25 @@ class Loop:
         model_image: nn.Module,
         **parts: Stateful,
     ) -> None:
-        run.open()
+        run.open(data_digest(split))
         self.run, self.settings, self.pool, self.codes = run, run.settings, split.train, codes
         # Codes learned for images outside the database cannot be searched: the network encodes the database.
         self.database_codes = None if split.separate else codes
         self.recorder = Recorder(run, code_length, split, model_image)
         self.checkpoint = Checkpoint(run, code_length, codes, model_image=model_image, **parts, report=self.recorder)
-        done = self.checkpoint.restore()
+        done, row = self.checkpoint.restore()
+        if done < self.settings.max_iter:
+            self.recorder.train_longer()
         if self.settings.cuda_graphs and run.device.type == "cuda":
             for network in (model_image, parts.get("model_label"), parts.get("model_cycle")):
                 if isinstance(network, nn.Module):
                     replay_forward(network)
-        self.progress = Progress(self.settings, code_length, done)
+        self.parts = {"model_image": model_image, **parts}
+        self.progress = Progress(run, code_length, done, self.recorder.images_to_encode(self.database_codes))
         self.left = range(done, self.settings.max_iter)
         self.losses: dict[str, float] = {}
+        if row is not None:
+            self.recorder.record(row, self.database_codes)
 
     def iterations(self) -> Iterator[tuple[int, Tensor]]:
         """(number from 0, Ω) of each iteration that is not yet done.
@@ -58,6 +65,7 @@ class Loop:
         with self.progress:
             for iteration in self.left:
                 sample = draw_sample(len(self.pool), self.settings.num_samples, self.settings.seed, iteration)
+                self.run.stop.deferred = True
                 yield iteration, sample.to(self.run.device)
 
     def batches(self, sample: Tensor, *key: int) -> BatchLoader:
@@ -80,24 +88,51 @@ class Loop:
         self.progress.step(losses)
 
     def end_pass(self, iteration: int, epoch: int) -> None:
-        """After each pass; UserError where a loss is not finite."""
+        """After each pass: every process gets the same buffers.
+
+        UserError where a loss or a weight is not finite.
+        """
         self.losses = self.progress.end_pass(iteration, epoch)
+        for part in self.parts.values():
+            if isinstance(part, nn.Module):
+                distributed.average_buffers(part)
+        require_finite_state(self.parts, iteration + 1)
 
     def end_iteration(self, iteration: int, sample: Tensor, sample_codes: Tensor | None = None) -> None:
         """After the discrete step: write the row of the iteration, evaluate and save where it is due.
 
-        `sample_codes` are the network's codes of the sample, ±1 [n, K], where there is no B. Raises UserError where a
-        file cannot be written, and Interrupted where a signal has asked the run to stop.
+        `sample_codes` are the network's codes of the sample, ±1 [n, K], where there is no B. Raises UserError where
+        codes are 0 or not finite or a file cannot be written, and Interrupted where a signal has asked the run to stop.
         """
         if self.codes is not None:
             sample_codes = self.codes[sample]
         assert sample_codes is not None
-        self.recorder.iteration(iteration, self.database_codes, sample_codes, self.losses)
+        require_codes(sample_codes, "learned" if self.codes is not None else "network's", iteration + 1)
+        row, stop = self.recorder.iteration_row(iteration, sample_codes, self.losses), self.run.stop
+        try:
+            if asked := self.checkpoint.asked_to_stop():
+                raise Interrupted(asked)
+            # The processes of a job can only stop together, so that a job evaluates to the end.
+            stop.deferred = distributed.size() > 1
+            self.recorder.record(row, self.database_codes)
+        except Interrupted:
+            stop.deferred = True
+            self.checkpoint.write(iteration + 1, row)  # the resumed run evaluates this iteration
+            raise
+        stop.deferred = True
         self.checkpoint.save(iteration)
+        stop.deferred = False
 
     def finish(self, simplify: Callable[[], None] | None = None) -> dict[str, Any]:
         """Evaluate and write the results; returns the row of results.json.
 
-        `simplify` brings model_image into the form that `image_network` gives, without changing its codes.
+        `simplify` brings model_image into the form that `image_network` gives, without changing its codes. Raises
+        Interrupted where a signal has stopped it; the last checkpoint is that of the last iteration.
         """
-        return self.recorder.finish(self.database_codes, simplify)
+        # Without checkpoints the results are all that is kept of the training.
+        self.run.stop.deferred = self.settings.save_iter == 0
+        result = self.recorder.finish(self.database_codes, simplify)
+        if stop := self.checkpoint.asked_to_stop():
+            raise Interrupted(stop)
+        self.run.stop.deferred = False
+        return result

@@ -10,21 +10,36 @@ from data.data_loader import eval_batches
 from modules.discrete import signs
 from training.run_folder import RunFolder
 from utils import distributed
+from utils.log import progress_bar
 
 GPU_BATCHES = 4  # training batches that a GPU encodes at once
 
 
 @torch.inference_mode()
 def encode(
-    model_image: nn.Module, dataset: ImageDataset, *, batch_size: int, device: torch.device, num_workers: int = 0
+    model_image: nn.Module,
+    dataset: ImageDataset,
+    *,
+    batch_size: int,
+    device: torch.device,
+    num_workers: int = 0,
+    bar: str = "Encoding",
 ) -> Tensor:
-    """Codes of the n images of a dataset, in order: [n, K], float32, ±1, on the CPU. The model keeps its mode."""
-    return signs(encode_continuous(model_image, dataset, batch_size, device, num_workers)).float().cpu()
+    """Codes of the n images of a dataset, in order: [n, K], float32, ±1, on the CPU. The model keeps its mode.
+
+    A code is NaN where the output of the network is not finite. `bar` is the text of the progress bar.
+    """
+    return signs(encode_continuous(model_image, dataset, batch_size, device, num_workers, bar)).float().cpu()
 
 
 @torch.inference_mode()
 def encode_continuous(
-    model_image: nn.Module, dataset: ImageDataset, batch_size: int, device: torch.device, num_workers: int = 0
+    model_image: nn.Module,
+    dataset: ImageDataset,
+    batch_size: int,
+    device: torch.device,
+    num_workers: int = 0,
+    bar: str = "Encoding",
 ) -> Tensor:
     """U_image of every image of a dataset [n, K], in eval mode, on the device; arguments as for `encode`."""
     was_training = model_image.training
@@ -34,7 +49,12 @@ def encode_continuous(
     if device.type == "cuda":  # without gradients there is memory for more images, and small kernels leave a GPU idle
         batch_size *= GPU_BATCHES
     batches = eval_batches(dataset, batch_size=batch_size, device=device, num_workers=num_workers, indices=own)
-    codes = torch.cat([model_image(images)[1] for images, _, _ in batches])
+    parts_of_codes = []
+    with progress_bar(bar, len(own), " images") as progress:
+        for images, _, _ in batches:
+            parts_of_codes.append(model_image(images)[1])
+            progress.update(len(images))
+    codes = torch.cat(parts_of_codes)
     model_image.train(was_training)
     if parts == 1:
         return codes

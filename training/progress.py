@@ -2,38 +2,43 @@
 
 from __future__ import annotations
 
-import math
+import time
 from collections import defaultdict
 from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
-from training.settings import Settings
+from training.divergence import require_finite_losses
+from training.run_folder import RunFolder
 from utils import distributed
-from utils.errors import UserError
+from utils.log import log, progress_bar
 from utils.runs import DATABASES
+
+FORWARD_SHARE = 1 / 3  # of the time of a training step: the forward pass, which is all that encoding an image needs
+LONG = 3600  # seconds of a run on a CPU, above which the user is warned
 
 
 class Progress:
-    """The progress bar of one code length (on a terminal only), and the mean losses of a pass.
+    """The progress bar of one code length, the mean losses of a pass, and an estimate of the time that the run needs.
 
-    Losses stay tensors on their device until a pass ends, so that no step waits for a GPU.
+    Losses stay tensors on their device until a pass ends, so that no step waits for a GPU. `done` iterations are
+    finished; the evaluations of one code length encode `encoded` images.
     """
 
-    def __init__(self, settings: Settings, code_length: int, done: int) -> None:
-        self.settings = settings
-        num_batches = -(-settings.num_samples // settings.batch_size)
-        self.bar = tqdm(
+    def __init__(self, run: RunFolder, code_length: int, done: int, encoded: int = 0) -> None:
+        self.run, self.settings, self.done, self.encoded = run, run.settings, done, encoded
+        settings = self.settings
+        num_batches = -(-settings.num_samples // (settings.batch_size * distributed.size()))
+        self.bar = progress_bar(
+            f"{code_length} bits",
+            settings.max_iter * settings.max_epoch * num_batches,
+            " batches",
             initial=done * settings.max_epoch * num_batches,
-            total=settings.max_iter * settings.max_epoch * num_batches,
-            desc=f"{code_length} bits",
-            unit="batch",
-            disable=True if distributed.rank() else None,
-            dynamic_ncols=True,
+            leave=True,
         )
         self.losses: dict[str, list[Tensor]] = defaultdict(list)
+        self.started: float | None = time.perf_counter()  # of the first pass
 
     def __enter__(self) -> Progress:
         return self
@@ -56,17 +61,40 @@ class Progress:
         means = {part: float(torch.stack(values).double().mean()) for part, values in self.losses.items()}
         means = distributed.mean_over_processes(means)
         self.losses.clear()
-        broken = [part for part, value in means.items() if not math.isfinite(value)]
-        if broken:
-            raise UserError(
-                f"The loss ({', '.join(broken)}) is not a finite number at iteration {iteration + 1}, pass "
-                f"{epoch + 1}; lower --lr. Earlier checkpoints are kept."
-            )
+        require_finite_losses(means, iteration + 1)
         self.bar.set_postfix_str(
             f"iteration {iteration + 1}/{self.settings.max_iter}, pass {epoch + 1}/{self.settings.max_epoch}, "
-            f"loss {sum(means.values()):.3f}"
+            f"loss {sum(means.values()):.3f}",
+            refresh=False,
         )
+        if self.started is not None:
+            self._estimate(time.perf_counter() - self.started)
+            self.started = None
         return means
+
+    def _estimate(self, seconds: float) -> None:
+        """Say after the first pass, of so many seconds, how long the rest of the run will take."""
+        settings = self.settings
+        lengths = sum(not self.run.is_finished(length) for length in settings.code_length)
+        passes = (lengths * settings.max_iter - self.done) * settings.max_epoch - 1
+        encoding = lengths * self.encoded / settings.num_samples * FORWARD_SHARE  # in units of a pass
+        total = seconds * (passes + encoding)
+        message = f"The first pass took {duration(seconds)}: the rest of the run takes about {duration(total)}"
+        if self.run.device.type == "cpu" and total > LONG:
+            log.warning(
+                "%s on the CPU; a GPU, a smaller --image-size, --backbone squeezenet1_0 or fewer --max-iter shorten it",
+                message,
+            )
+        else:
+            log.info("%s", message)
+
+
+def duration(seconds: float) -> str:
+    """A time in words: "45 s", "12 min", "2 h 05 min"."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02} min"
 
 
 RESULT_HEADER = f"{'learned':>8} {'filled':>8} {'network':>8} {'best':>8} {'seconds':>8}"

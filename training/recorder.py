@@ -10,11 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from data import ImageDataset, Split
+from training.divergence import require_codes
 from training.network_codes import encode
 from training.run_folder import RunFolder
 from training.tensorboard import TensorBoard
 from utils.evaluate import mean_average_precision
 from utils.log import log
+
+_CHOICES = ("best", "selected", "selected_state")  # what the evaluations have found
 
 
 class Recorder:
@@ -27,37 +30,70 @@ class Recorder:
         # With --validate: the iteration that was best on the held-out images, and its model and codes.
         self.selected: dict[str, Any] = {"iteration": 0, "validation": -1.0}
         self.selected_state: dict[str, Any] = {}
+        # These three before an evaluation that is only due because the run ends; for a run that is trained longer.
+        self.scheduled: dict[str, Any] = {}
         self.seconds = 0.0
         self.clock = time.perf_counter()
         self.board: TensorBoard | None = None
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps of the recorder."""
-        return {name: getattr(self, name) for name in ("best", "selected", "selected_state", "seconds")}
+        return {name: getattr(self, name) for name in (*_CHOICES, "scheduled", "seconds")}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state_dict`."""
+        """Continue from `state_dict`; a ValueError where a kept network is another one."""
+        own = {name: value.shape for name, value in self.model_image.state_dict().items()}
+        for choices in (state, state["scheduled"]):
+            kept = choices["selected_state"] if choices else {}
+            if kept and {name: value.shape for name, value in kept["model_image"].items()} != own:
+                raise ValueError("the network of the selected iteration is another one")
         for name, value in state.items():
             setattr(self, name, value)
 
-    def iteration(self, iteration: int, codes: Tensor | None, sample_codes: Tensor, losses: dict[str, float]) -> None:
+    def train_longer(self) -> None:
+        """Forget the evaluation at the end of a shorter run, which a run of this length does not have."""
+        for name, value in self.scheduled.items():
+            setattr(self, name, value)
+        self.scheduled = {}
+
+    def iteration_row(self, iteration: int, sample_codes: Tensor, losses: dict[str, float]) -> dict[str, Any]:
+        """The row of a finished iteration, without its evaluation.
+
+        `iteration` counts from 0, the row from 1; `sample_codes` [n, K] are the codes of the drawn rows; `losses` are
+        the means of the last pass.
+        """
+        row = {"code_length": self.code_length, "iteration": iteration + 1, "loss": losses}
+        row |= code_statistics(sample_codes)
+        return row | {"seconds": round(self._lap(), 3)}
+
+    def record(self, row: dict[str, Any], codes: Tensor | None) -> None:
         """Write the row of a finished iteration; every `eval_iter` iterations and at the end with the mAP.
 
-        `iteration` counts from 0, the row from 1. `codes` is B [n_database, K], or None where the network encodes the
-        database; `sample_codes` [n, K] are those of the drawn rows; `losses` are the means of the last pass.
+        `codes` is B [n_database, K], or None where the network encodes the database.
         """
-        done = iteration + 1
-        query_code = None
-        row = {"code_length": self.code_length, "iteration": done, "loss": losses, **code_statistics(sample_codes)}
-        if done % self.settings.eval_iter == 0 or done == self.settings.max_iter:
-            query_code = self._encode(self.split.query)
+        done, query_code = row["iteration"], None
+        seconds = row["seconds"]
+        row = {name: value for name, value in row.items() if name != "seconds"}
+        due = done % self.settings.eval_iter == 0
+        if due or done == self.settings.max_iter:
+            query_code = self._encode(self.split.query, "query", done)
             kind = "network" if codes is None else "learned"
-            codes = self._encode(self.split.database) if codes is None else codes
+            codes = self._encode(self.split.database, "database", done) if codes is None else codes
+            if not due:
+                self.scheduled = {name: getattr(self, name) for name in _CHOICES}
             row |= self._evaluate(done, query_code, codes, kind)
-        row["seconds"] = round(self._lap(), 3)
+        row["seconds"] = round(seconds + self._lap(), 3)
         self.run.log(row)
         if self.settings.tensorboard and self.run.writes:
             self._show(row, query_code, codes)
+
+    def images_to_encode(self, codes: Tensor | None) -> int:
+        """Images that one code length encodes, in all its evaluations; `codes` as for `iteration`."""
+        evaluations = -(-self.settings.max_iter // self.settings.eval_iter)
+        queries, database = len(self.split.query), len(self.split.database)
+        validation = 0 if self.split.validation is None else len(self.split.validation)
+        each = queries + validation + (database if codes is None else 0)
+        return evaluations * each + queries + database
 
     def finish(self, codes: Tensor | None, simplify: Callable[[], None] | None = None) -> dict[str, Any]:
         """Evaluate the trained model and write the four code files, the model and the row of results.json.
@@ -72,7 +108,9 @@ class Recorder:
             codes = None if codes is None else self.selected_state["codes"]
         if simplify is not None:
             simplify()
-        query_code, network_code = self._encode(self.split.query), self._encode(self.split.database)
+        done = self.settings.max_iter
+        query_code = self._encode(self.split.query, "query", done)
+        network_code = self._encode(self.split.database, "database", done)
         databases = database_codes(codes, network_code)
         written = next(iter(databases))
         metrics = {
@@ -110,16 +148,19 @@ class Recorder:
 
     def _evaluate(self, done: int, query_code: Tensor, codes: Tensor, kind: str) -> dict[str, float]:
         metrics = {"map": self._map(query_code, self.split.query.labels, codes)}
+        if len(query_code) > 1 and bool((query_code == query_code[0]).all()):
+            log.warning("All %d query codes are the same, so no ranking says anything; lower --lr", len(query_code))
+        if self.split.validation is not None:
+            validation_code = self._encode(self.split.validation, "validation", done)
+            metrics["validation_map"] = self._map(validation_code, self.split.validation.labels, codes)
+        log.info("%d bits, iteration %d: mAP of the %s codes %.4f", self.code_length, done, kind, metrics["map"])
+        # A signal may stop what is above, and the resumed run repeats it: nothing is kept before it is complete.
         if metrics["map"] > self.best["expected"]:
             self.best = {"iteration": done, "expected": metrics["map"]}
-        log.info("%d bits, iteration %d: mAP of the %s codes %.4f", self.code_length, done, kind, metrics["map"])
-        if self.split.validation is not None:
-            validation_code = self._encode(self.split.validation)
-            metrics["validation_map"] = self._map(validation_code, self.split.validation.labels, codes)
-            if metrics["validation_map"] > self.selected["validation"]:
-                self.selected = {"iteration": done, "validation": metrics["validation_map"]}
-                state = {name: value.detach().cpu().clone() for name, value in self.model_image.state_dict().items()}
-                self.selected_state = {"model_image": state, "codes": codes.to("cpu", torch.int8)}
+        if metrics.get("validation_map", -1.0) > self.selected["validation"]:
+            self.selected = {"iteration": done, "validation": metrics["validation_map"]}
+            state = {name: value.detach().cpu().clone() for name, value in self.model_image.state_dict().items()}
+            self.selected_state = {"model_image": state, "codes": codes.to("cpu", torch.int8)}
         return metrics
 
     def _show(self, row: dict[str, Any], query_code: Tensor | None, codes: Tensor | None) -> None:
@@ -133,14 +174,17 @@ class Recorder:
             self.board.gallery(gallery_pixels(gallery_of(self.split, query_code, codes.cpu())), row["iteration"])
         self.clock = time.perf_counter()  # the time for pictures is not training time
 
-    def _encode(self, dataset: ImageDataset) -> Tensor:
-        return encode(
+    def _encode(self, dataset: ImageDataset, half: str, iteration: int) -> Tensor:
+        codes = encode(
             self.model_image,
             dataset,
             batch_size=self.settings.batch_size,
             device=self.run.device,
             num_workers=self.settings.num_workers,
+            bar=f"{self.code_length} bits: encoding the {half}",
         )
+        require_codes(codes, half, iteration)
+        return codes
 
     def _map(self, query_code: Tensor, query_labels: Tensor, codes: Tensor, ties: str = "expected") -> float:
         return mean_average_precision(

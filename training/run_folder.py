@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import itertools
 import json
 import os
 import platform
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +26,9 @@ from torch import Tensor
 from training.settings import Settings
 from utils import distributed
 from utils.errors import UserError
-from utils.files import Locked, locked, not_written, write_file, write_json
+from utils.files import Locked, locked, not_written, remove_leftovers, save_tensors, write_file, write_json
 from utils.interrupt import StopRequest, handled_by
+from utils.log import launched_rank
 from utils.runs import (
     CONFIG,
     METRICS,
@@ -47,8 +50,8 @@ CHECKPOINTS_KEPT = 2
 class RunFolder:
     """The folder of one run. Nothing is created on disk before `open`.
 
-    While it is entered (`with run:`), a signal lets the current iteration finish (`stop`), and from `open` on no other
-    process can train in the folder.
+    While it is entered (`with run:`), no other process can train in the folder, and a signal during an iteration lets
+    it finish (`stop`).
 
     `path` is the folder to create, or of the run to resume; None: a new one in `settings.logs`, named by method,
     dataset and time. UserError where its results.json is damaged.
@@ -60,33 +63,55 @@ class RunFolder:
         self.stop = StopRequest()
         self.started = datetime.datetime.now().astimezone()
         name = f"{settings.method}-{settings.dataset}-{self.started:%Y%m%d-%H%M%S}"
-        self.path: Path = distributed.of_first(path or _free_name(Path(settings.logs), name))
+        self.is_new = path is None
+        self.path: Path = Path(settings.logs) / name if path is None else path
+        self.data = ""  # of `data_digest`; `open` sets it
         self.writes = distributed.rank() == 0  # one process of a job writes, all read
-        self.results = read_results(self.path)
-        self._opened = False
+        self.results = [] if self.is_new else read_results(self.path)
+        self._opened = self._locked = False
         self._held = contextlib.ExitStack()
 
     def __enter__(self) -> RunFolder:
+        if not self.is_new and self.path.is_dir():
+            self._lock()
+            self.results = distributed.of_first(read_results(self.path))  # nobody adds to them from now on
         self._held.enter_context(handled_by(self.stop))
         return self
 
     def __exit__(self, *_: object) -> None:
         self._held.close()
+        self._locked = False
 
-    def open(self) -> None:
+    def _lock(self) -> None:
+        if self._locked or not self.writes:
+            return
+        self._held.enter_context(_owned(self.path))
+        self._locked = True
+        remove_leftovers(self.path)
+
+    def open(self, data: str) -> None:
         """Create the folder and write config.json, or add to it that the run was resumed; only the first call acts.
 
+        `data` is the `data_digest` of the split.
+
         Raises:
-            UserError: another process trains in the folder; two would damage its files.
+            UserError: another process trains in the folder, or the run began with other data.
         """
-        if self._opened or not self.writes:
+        if self._opened:
             return
-        self._opened = True
-        self.path.mkdir(parents=True, exist_ok=True)
-        try:
-            self._held.enter_context(locked(self.path / ".lock"))
-        except Locked:
-            raise UserError(f"{self.path}: another process trains in this folder; wait until it ends.") from None
+        self._opened, self.data = True, data
+        if self.writes:
+            try:
+                if self.is_new:
+                    self.path = _new_folder(self.path)
+                self.path.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise not_written(self.path, error) from error
+            self._lock()
+            self._write_config()
+        self.path = distributed.of_first(self.path)
+
+    def _write_config(self) -> None:
         origin = {
             "command": shlex.join(command_line()),
             "started": self.started.isoformat(timespec="seconds"),
@@ -102,16 +127,26 @@ class RunFolder:
             "threads": torch.get_num_threads(),
             "processes": distributed.size(),
         }
+        config: dict[str, Any] = {"settings": self.settings.as_json(), "data": self.data, **origin}
         if is_run(self.path):
-            config = read_config(self.path)
-            config.setdefault("resumed", []).append(origin)
-        else:
-            config = {"settings": self.settings.as_json(), **origin}
+            began = read_config(self.path)
+            require_same_data(self.path / CONFIG, began.get("data"), self.data)
+            if began["settings"].get("max_iter") != self.settings.max_iter:  # it is to train longer
+                began["settings"] = config["settings"]
+            config = {**began, "data": self.data, "resumed": [*began.get("resumed", []), origin]}
         write_json(self.path / CONFIG, config)
 
+    def initial_weights(self, code_length: int) -> str:
+        """--weights; "none" where a checkpoint is loaded over them."""
+        has_checkpoint = not self.is_new and checkpoints(self.path, code_length)
+        return "none" if has_checkpoint else self.settings.weights
+
     def is_finished(self, code_length: int) -> bool:
-        """Whether results.json already has the row of this code length."""
-        return any(row["code_length"] == code_length for row in self.results)
+        """Whether results.json has the row of this code length, after all iterations."""
+        wanted = self.settings.max_iter
+        return any(
+            row["code_length"] == code_length and row.get("iterations", wanted) >= wanted for row in self.results
+        )
 
     def log(self, row: dict[str, Any]) -> None:
         """Append the row of an iteration to metrics.jsonl."""
@@ -128,15 +163,21 @@ class RunFolder:
         """Remove the rows of a code length after `iteration`: a resumed run writes them again."""
         if not self.writes or not (self.path / METRICS).exists():
             return
-        kept = [
-            row for row in read_metrics(self.path) if row["code_length"] != code_length or row["iteration"] <= iteration
-        ]
+        kept = []
+        for row in read_metrics(self.path):
+            if row["code_length"] == code_length:
+                if row["iteration"] > iteration:
+                    continue
+                if row["iteration"] % self.settings.eval_iter and row["iteration"] != self.settings.max_iter:
+                    # The end of a shorter run, which is now trained longer: no iteration to evaluate any more.
+                    row = {name: value for name, value in row.items() if name not in ("map", "validation_map")}
+            kept.append(row)
         text = "".join(json.dumps(row) + "\n" for row in kept)
         write_file(self.path / METRICS, lambda file: file.write(text.encode()))
 
     def add_result(self, row: dict[str, Any]) -> None:
-        """Add the row of a finished code length to results.json."""
-        self.results.append(row)
+        """Add the row of a finished code length to results.json; it replaces that of fewer iterations."""
+        self.results = [old for old in self.results if old["code_length"] != row["code_length"]] + [row]
         if self.writes:
             write_json(self.path / RESULTS, self.results)
 
@@ -144,7 +185,12 @@ class RunFolder:
         """Write query_code [Q, K], database_code [D, K], query_targets [Q, C], database_targets [D, C]."""
         name = code_set_name(self.settings.dataset, code_length, database_map)
         for role in ROLES:
-            self._save(self.path / f"{name}-{role}.t", codes[role].cpu())
+            path = self.path / f"{name}-{role}.t"
+            self._save(path, codes[role].cpu())
+            if self.writes:  # a run that has ended before, after fewer iterations, has left codes with another mAP
+                for old in self.path.glob(f"{self.settings.dataset}-{code_length}bits-*-{role}.t"):
+                    if old != path:
+                        old.unlink()
 
     def save_model(self, code_length: int, state: dict[str, Tensor]) -> None:
         """Write the state dict of the trained image network."""
@@ -160,16 +206,48 @@ class RunFolder:
 
     def _save(self, path: Path, content: Any) -> None:
         if self.writes:
-            write_file(path, lambda file: torch.save(content, file))
+            save_tensors(path, content)
 
 
-def _free_name(parent: Path, name: str) -> Path:
-    """parent/name, with -2, -3, ... added where another run of the same second has taken the name."""
-    path, number = parent / name, 1
-    while path.exists():
-        number += 1
-        path = parent / f"{name}-{number}"
-    return path
+@contextlib.contextmanager
+def _owned(folder: Path) -> Iterator[None]:
+    """While entered, no other process trains in `folder`; UserError where one does."""
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(locked(folder / ".lock"))
+        except Locked:
+            raise UserError(f"{folder}: another process trains in this folder; wait until it ends.") from None
+        except OSError as error:
+            raise not_written(folder, error) from error
+        yield
+
+
+def require_free(folder: Path) -> None:
+    """UserError where another process trains in `folder`: said before the data are loaded."""
+    if folder.is_dir() and launched_rank() == 0:
+        with _owned(folder):
+            pass
+
+
+def _new_folder(path: Path) -> Path:
+    """Make the folder `path`, with -2, -3, ... added where another run of the same second has made it."""
+    for number in itertools.count(1):
+        free = path if number == 1 else path.with_name(f"{path.name}-{number}")
+        try:
+            free.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        return free
+    raise AssertionError
+
+
+def require_same_data(path: Path, began: str | None, now: str) -> None:
+    """UserError where the file `path` says that the run began with other data; older files do not say it: None."""
+    if began not in (None, now):
+        raise UserError(
+            f"{path}: the images' names, labels or split have changed since the run began; restore them (the images, "
+            "folders and lists in --root) to resume it, or start a new run."
+        )
 
 
 def git_state() -> dict[str, Any] | None:

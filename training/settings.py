@@ -11,14 +11,14 @@ import dataclasses
 import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from data.decode import MOST_PIXELS
-from data.options import PROTOCOLS, Options, flag_of
-from data.transform import AUGMENTATIONS
-from modules.backbones import BACKBONES
-from utils.command import bounded
+from utils.command import AUGMENTATIONS, BACKBONES, DATASETS, MOST_PIXELS, PROTOCOLS, bounded, flag_of
 from utils.errors import UserError
+
+if TYPE_CHECKING:
+    from data.options import Options
 
 METHODS = ("main_mmasia", "main_tomm")
 BASELINES = ("adsh", "dpsh", "hashnet", "csq", "greedyhash", "orthohash")  # other methods on the same harness
@@ -26,7 +26,9 @@ ALL_METHODS = (*METHODS, *BASELINES)
 BOTH = "both"  # a value of --method: a sweep over METHODS, without the baselines
 OWN_IMAGES = ("folder", "lists")  # the datasets that consist of whatever is in --root
 
-COUNT, COUNT_OR_ZERO, SEED = bounded(int, 1), bounded(int, 0), bounded(int, 0, 2**63 - 1)
+MANY = 10**9  # more than any count that can be meant
+COUNT, COUNT_OR_ZERO, SEED = bounded(int, 1, MANY), bounded(int, 0, MANY), bounded(int, 0, 2**63 - 1)
+BITS, PIXELS, THREADS = bounded(int, 1, 4096), bounded(int, 8, 4096), bounded(int, 0, 1024)
 POSITIVE, WEIGHT, SHARE = bounded(float, 0, exclusive=True), bounded(float, 0), bounded(float, 0, 1, exclusive=True)
 
 
@@ -97,11 +99,11 @@ class Settings:
     """Every option of a run. `Settings.for_dataset` fills in the preset of a dataset."""
 
     method: str = option("main_mmasia", methods, f"{', '.join(ALL_METHODS)}, {BOTH} or several: a sweep", "What to run")
-    dataset: str = option("digits", name, "dataset; see docs/datasets.md", "What to run")
+    dataset: str = option("digits", one_of(DATASETS), f"{', '.join(DATASETS)} (docs/datasets.md)", "What to run")
     preset: str | None = option(None, tuple(RECIPES), "settings of a comparison (docs/baselines.md)", "What to run")
     root: str = option("dataset", name, "folder of the datasets", "What to run")
     code_length: tuple[int, ...] = option(
-        (12, 24, 32, 48), numbers(COUNT), "bits per code; several are trained one after the other", "What to run"
+        (12, 24, 32, 48), numbers(BITS), "bits per code; several are trained one after the other", "What to run"
     )
     seed: int = option(999, SEED, "seed of the split, of every draw and of the initial weights", "What to run")
     device: str = option("auto", name, "auto (a GPU if there is one), cpu, cuda or cuda:N", "What to run")
@@ -109,8 +111,8 @@ class Settings:
 
     num_query: int | None = option(None, COUNT, "number of query images (default: the dataset's protocol)", "Data")
     protocol: str = option("pool", PROTOCOLS, "cifar-10, folder: training pool and database (docs/datasets.md)", "Data")
-    image_size: int = option(224, COUNT, "side of the images that the network sees, in pixels", "Data")
-    augment: str = option("crop-flip", tuple(AUGMENTATIONS), "augmentation of the training images", "Data")
+    image_size: int = option(224, PIXELS, "side of the images that the network sees, in pixels", "Data")
+    augment: str = option("crop-flip", AUGMENTATIONS, "augmentation of the training images", "Data")
     split: str | None = option(None, ("lists",), "flickr25k: the split of its lists, not drawn by the seed", "Data")
     query_share: float | None = option(None, SHARE, "folder: share of each class held out as queries [0.1]", "Data")
     database_img: str | None = option(None, name, "lists: database images [database_img.txt]", "Data")
@@ -123,14 +125,16 @@ class Settings:
     max_pixels: int = option(MOST_PIXELS, COUNT, "images with more pixels are not read (docs/datasets.md)", "Data")
     check: bool = option(False, None, "look for images that are both query and database", "Data")
     cache: str = option("on", name, "decoded images in one file: on (in the dataset's folder), off, or a DIR", "Data")
-    num_workers: int = option(0, COUNT_OR_ZERO, "threads that decode images; 0: one per processor", "Data")
+    num_workers: int = option(0, THREADS, "threads that decode images; 0: one per processor", "Data")
 
     backbone: str = option("alexnet", BACKBONES, "image network of torchvision", "Network")
     weights: str = option(
         "imagenet", name, "initial weights of the image network: imagenet, none or a state-dict FILE", "Network"
     )
 
-    num_samples: int = option(5000, COUNT, "database rows drawn in each iteration", "Training")
+    num_samples: int = option(
+        5000, COUNT_OR_ZERO, "database rows drawn in each iteration; 0: 5000, or all where there are fewer", "Training"
+    )
     max_iter: int = option(50, COUNT, "iterations: draw, train, discrete step", "Training")
     max_epoch: int = option(3, COUNT, "passes over the drawn rows in an iteration", "Training")
     batch_size: int = option(64, COUNT, "images per mini-batch", "Training")
@@ -162,7 +166,7 @@ class Settings:
 
     eval_iter: int = option(10, COUNT, "iterations between two evaluations", "Evaluation")
     validate: int = option(0, COUNT_OR_ZERO, "database images held out to select the iteration", "Evaluation")
-    topk: int = option(-1, bounded(int), "cut-off of the mAP; 0 or less: the whole database", "Evaluation")
+    topk: int = option(-1, bounded(int, -MANY, MANY), "cut-off of the mAP; 0 or less: the whole database", "Evaluation")
     figures: bool = option(False, None, "draw the figures of the run into its folder at the end", "Evaluation")
     tensorboard: bool = option(False, None, "write TensorBoard events into the run's folder", "Evaluation")
 
@@ -192,15 +196,20 @@ class Settings:
         }
 
     @classmethod
-    def from_json(cls, saved: dict[str, Any]) -> Settings:
-        """The settings of a config.json; what an older run does not have gets the preset's value.
+    def from_json(cls, saved: dict[str, Any], path: Path) -> Settings:
+        """The settings of the config.json `path`; what an older run does not have gets the preset's value.
 
         Raises:
-            UserError: a field is unknown.
+            UserError: a field is unknown, or its value is none that a run can have.
         """
         given: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value for key, value in saved.items()
         }
+        for field in dataclasses.fields(cls):
+            if field.name in given and not _allowed(field, given[field.name]):
+                raise UserError(
+                    f"{path}: '{field.name}' is {saved[field.name]!r}, which no run writes; restore the file."
+                )
         if "milestones" not in given and "max_iter" in given:  # older runs: the release's rule, not yet a setting
             given["milestones"] = (6, 41) if given["max_iter"] == 50 else (131,)
         return cls.for_dataset(given.pop("dataset", cls.dataset), **given)
@@ -222,7 +231,25 @@ class Settings:
 
     def data_options(self) -> Options:
         """The settings that `data.load_data` needs."""
+        from data.options import Options  # imports torch, which is slow, and --help does not need it
+
         return Options(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Options)})
+
+
+def _allowed(field: dataclasses.Field[Any], value: Any) -> bool:
+    """Whether the command line can give a setting this value, or the value stands for a flag that is not given."""
+    parse = field.metadata["parse"]
+    if parse is None:
+        return isinstance(value, bool)
+    if value is None:
+        return field.default is None
+    if field.name == "num_samples" and value == PRESETS["folder"]["num_samples"]:
+        return True
+    try:
+        given = parse(shown(value)) if callable(parse) else one_of(parse)(shown(value))
+    except argparse.ArgumentTypeError:
+        return False
+    return bool(given == value)
 
 
 # What differs from the defaults above, which are the release's settings for CIFAR-10 (docs/datasets.md has the table).

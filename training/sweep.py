@@ -26,7 +26,6 @@ from typing import Any
 
 import torch
 
-from modules.pretrained import read_state
 from training.command_line import Grid, differences
 from training.preflight import preflight
 from training.progress import RESULT_HEADER, result_columns
@@ -36,7 +35,7 @@ from utils.errors import UserError
 from utils.files import Locked, locked, write_json
 from utils.interrupt import SIGNALS, Interrupted, handled_by
 from utils.log import log
-from utils.runs import FAILURE, checkpoints, is_run, read_config, read_failure, read_results
+from utils.runs import CONFIG, FAILURE, checkpoints, is_run, read_config, read_failure, read_results
 
 RUN = Path(__file__).parents[1] / "run.py"
 
@@ -65,6 +64,10 @@ class Cell:
             return f"to resume from iteration {saved[-1][0] if saved else 0}"
         return "to do"
 
+    def needs_weights(self) -> bool:
+        """Whether it starts from the initial weights: it is not finished and has no checkpoint."""
+        return self.result() is None and not checkpoints(self.folder, self.settings.code_length[0])
+
     def disagreement(self) -> list[str]:
         """What the run in the cell's folder has otherwise than the cell: "--lr 0.5 (the run has 0.1)"."""
         if not is_run(self.folder):
@@ -77,7 +80,7 @@ class Cell:
             for field in dataclasses.fields(Settings)
             if field.name not in free
         }
-        return differences(wanted, Settings.from_json(read_config(self.folder)["settings"]))
+        return differences(wanted, Settings.from_json(read_config(self.folder)["settings"], self.folder / CONFIG))
 
 
 def sweep_name(settings: Settings) -> str:
@@ -129,9 +132,7 @@ def run_sweep(settings: Settings, grid: Grid) -> int:
         print(_listing(folder, cells))
         return 0
     if any(cell.result() is None for cell in cells):
-        if settings.weights not in ("imagenet", "none"):
-            read_state(Path(settings.weights))
-        preflight(settings)
+        preflight(settings, {cell.settings.code_length[0] for cell in cells if cell.needs_weights()})
     folder.mkdir(parents=True, exist_ok=True)
     relay = Relay()
     try:

@@ -14,6 +14,15 @@ from typing import NoReturn
 from utils.errors import UserError
 from utils.interrupt import Interrupted, handled_by
 
+# The names that flags accept, apart from the code behind them: `run.py --help` lists them without importing torch.
+DATASETS = ("cifar-10", "nus-wide-tc21", "nus-wide-tc10", "flickr25k", "imagenet", "digits", "folder", "lists")
+PROTOCOLS = ("pool", "train-5000", "test-10000")  # docs/datasets.md
+AUGMENTATIONS = ("crop-flip", "crop", "none")
+BACKBONES = ("alexnet", "resnet18", "resnet50", "vit_b_16", "squeezenet1_0")
+# An image with more pixels is refused: Pillow needs up to 4 bytes for each. A JPEG may have four times as many, as the
+# photos of telephones do, and is then decoded at half its width and height (data/decode.py).
+MOST_PIXELS = 50_000_000
+
 
 class Parser(argparse.ArgumentParser):
     """An `ArgumentParser` whose complaints are a UserError: one line, like every other error."""
@@ -22,10 +31,18 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message} ({self.prog} --help lists the flags)")
 
 
+def flag_of(name: str) -> str:
+    """The flag that sets an option: "num_query" → "--num-query"."""
+    return "--" + name.replace("_", "-")
+
+
 def bounded(
     kind: type[int] | type[float], low: float = -math.inf, high: float = math.inf, *, exclusive: bool = False
 ) -> Callable[[str], int | float]:
-    """A `type` for `add_argument`: a finite number from `low` to `high`, or between them where `exclusive`."""
+    """A `type` for `add_argument`: a finite number from `low` to `high`, or between them where `exclusive`.
+
+    Digits of other scripts, which Python reads too, are refused: paths and torch's devices do not know them.
+    """
     rules = ["must be a whole number" if kind is int else "must be a number"]
     if low > -math.inf:
         rules.append(f"above {low}" if exclusive else f"{low} or more")
@@ -35,7 +52,9 @@ def bounded(
     def parse(text: str) -> int | float:
         try:
             value = kind(text)
-            allowed = math.isfinite(value) and (low < value < high if exclusive else low <= value <= high)
+            allowed = (
+                text.isascii() and math.isfinite(value) and (low < value < high if exclusive else low <= value <= high)
+            )
         except (ValueError, OverflowError):
             allowed = False
         if not allowed:

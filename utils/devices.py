@@ -22,7 +22,11 @@ def choose_device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     kind, _, index = name.partition(":")
-    if kind not in ("cpu", "cuda") or (kind == "cpu" and index) or (":" in name and not index.isdecimal()):
+    if (
+        kind not in ("cpu", "cuda")
+        or (kind == "cpu" and index)
+        or (":" in name and not (index.isascii() and index.isdecimal()))
+    ):
         raise UserError(f"--device {name}: not a device; use auto, cpu, cuda or cuda:N.")
     if kind == "cuda":
         found = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -31,6 +35,21 @@ def choose_device(name: str) -> torch.device:
         if index and int(index) >= found:
             raise UserError(f"--device {name}: there are only {found} GPUs, numbered from 0.")
     return torch.device(name)
+
+
+def require_working(device: torch.device) -> None:
+    """Compute a sum on the device.
+
+    Raises:
+        UserError: torch cannot compute there: the driver or the GPU is too old, or its memory is full.
+    """
+    try:
+        torch.ones(2, device=device).sum().item()
+    except RuntimeError as error:
+        raise UserError(
+            f"--device {device}: torch {torch.__version__} cannot compute there ({str(error).splitlines()[0]}); "
+            "use another GPU or --device cpu."
+        ) from error
 
 
 def keep_freed_memory() -> bool:

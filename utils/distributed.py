@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
 from utils.devices import choose_device
@@ -35,11 +35,6 @@ def rank() -> int:
 def share() -> tuple[int, int]:
     """(rank, size): the share of the drawn rows that this process takes."""
     return rank(), size()
-
-
-def launched_rank() -> int:
-    """The rank that torchrun gave this process; known before the processes are connected."""
-    return int(os.environ.get("RANK", "0"))
 
 
 def launched_size() -> int:
@@ -109,6 +104,17 @@ def mean_over_processes(values: dict[str, float]) -> dict[str, float]:
     return dict(zip(values, (total / size()).tolist(), strict=True))
 
 
+def average_buffers(network: nn.Module) -> None:
+    """Mean of each floating-point buffer over the processes, in place: the running statistics of batch norm.
+
+    Each process has seen other images. Without this each would encode with its own statistics.
+    """
+    if size() > 1:
+        for buffer in network.buffers():
+            if buffer.is_floating_point():
+                sum_over_processes(buffer).div_(size())
+
+
 def largest(value: int) -> int:
     """The largest `value` of all processes."""
     if size() == 1:
@@ -139,10 +145,13 @@ def of_all(value: Tensor) -> list[Tensor]:
     return box
 
 
-def seed_dropout(seed: int) -> None:
-    """Give each process of a job its own dropout. Call it after the networks are built, which must be the same."""
-    if size() > 1:
-        torch.manual_seed(derive_seed(seed, "dropout", rank()))
+def seed_dropout(seed: int, *key: int) -> None:
+    """Give each process of a job its own dropout. Call it after the networks are built, which must be the same.
+
+    A single process keeps its generator, but for draws of a new `key`.
+    """
+    if size() > 1 or key:
+        torch.manual_seed(derive_seed(seed, "dropout", rank(), *key))
 
 
 def _device() -> torch.device:

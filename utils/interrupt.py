@@ -1,4 +1,4 @@
-"""SIGINT (Ctrl-C) and SIGTERM: finish the iteration, save a checkpoint, say how to resume."""
+"""SIGINT (Ctrl-C) and SIGTERM: stop at once, or finish the iteration and save a checkpoint."""
 
 from __future__ import annotations
 
@@ -33,15 +33,17 @@ def handled_by(handler: Callable[[int, FrameType | None], None]) -> Iterator[Non
 
 
 class StopRequest:
-    """A handler of training: the first signal is recorded in `number`, and the second stops the process at once.
+    """A handler of training: a signal stops the process at once, but during an iteration it waits for its end.
 
-    Training reads `number` at the end of each iteration, when its whole state is a few tensors.
+    `deferred` is true from the first mini-batch of an iteration until its checkpoint: then the first signal is only
+    recorded in `number`, and the second stops the process at once.
     """
 
     number: int | None = None
+    deferred = False
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
-        if self.number is not None:
+        if self.number is not None or not self.deferred:
             raise Interrupted(number)
         self.number = number
         log.warning(

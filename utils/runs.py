@@ -10,6 +10,8 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from torch import Tensor
+
 from utils.errors import UserError
 from utils.files import load_tensors, read_json
 
@@ -54,11 +56,35 @@ def is_run(folder: Path) -> bool:
     return (folder / CONFIG).exists()
 
 
+# The types of what is read from config.json, where it is there: older runs have fewer settings.
+_CONFIG_KINDS: dict[str, Any] = {
+    "settings": dict,
+    "versions": dict,
+    "commit": dict | None,
+    "command": str,
+    "device": str,
+    "data": str,
+    "resumed": list,
+}
+_SETTING_KINDS: dict[str, Any] = {
+    **dict.fromkeys(("method", "dataset", "backbone", "root"), str),
+    **dict.fromkeys(("seed", "topk", "max_iter", "image_size"), int),
+    "code_length": list,
+    "lr": int | float,
+    "preset": str | None,
+}
+
+
 def read_config(folder: Path) -> dict[str, Any]:
-    """config.json, with the settings under "settings"; a UserError if there are none."""
-    config = read_json(folder / CONFIG, dict)
+    """config.json, with the settings under "settings"; a UserError if there are none or a value has a wrong type."""
+    path = folder / CONFIG
+    config: dict[str, Any] = read_json(path, dict)
     if not isinstance(config.get("settings"), dict):
-        raise UserError(f"{folder / CONFIG}: holds no settings of a run; name the folder of a run.")
+        raise UserError(f"{path}: holds no settings of a run; name the folder of a run.")
+    for values, kinds in ((config, _CONFIG_KINDS), (config["settings"], _SETTING_KINDS)):
+        for name, kind in kinds.items():
+            if name in values and not isinstance(values[name], kind):
+                raise UserError(f"{path}: '{name}' is {values[name]!r}, which no run writes; restore the file.")
     return config
 
 
@@ -72,10 +98,10 @@ def read_results(folder: Path) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = read_json(path, list) if path.exists() else []
     for row in rows:
         try:
-            numbers = [row["code_length"], row["topk"], row["map"]["network"]["expected"]]
+            numbers = [row["code_length"], row["topk"], row["map"]["network"]["expected"], row.get("iterations", 0)]
             numbers += [row["map"][kind]["expected"] for kind in DATABASES if kind in row["map"]]
             complete = all(isinstance(number, int | float) for number in numbers)
-        except (KeyError, TypeError):
+        except (KeyError, TypeError, AttributeError):
             complete = False
         if not complete:
             raise UserError(f"{path}: not the results of a run; restore the file.")
@@ -89,37 +115,52 @@ def read_failure(folder: Path) -> str | None:
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The rows of metrics.jsonl, one for each iteration; a last line that the run has not finished is left out.
+    """The rows of metrics.jsonl, one for each iteration; a last line that is not complete is left out.
 
     Raises:
         UserError: the file is missing or damaged.
     """
     path = folder / METRICS
     try:
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); name the folder of a run.") from error
-    if lines and not lines[-1].endswith("\n"):
-        lines.pop()
+        lines = path.read_bytes().splitlines()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); name the folder of a run.") from error
     rows: list[dict[str, Any]] = []
     for number, line in enumerate(lines, 1):
-        try:
-            row = json.loads(line)
-            int(row["code_length"]), int(row["iteration"]), float(row["distinct"])
-            row["loss"].items(), len(row["bit_mean"])
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise UserError(f"{path}: line {number} is not an iteration of a run; remove it.") from None
-        rows.append(row)
+        row = _iteration(line)
+        if row is not None:
+            rows.append(row)
+        elif number < len(lines):  # else it is being written, or a kill or a full disk has cut it
+            raise UserError(f"{path}: line {number} is not an iteration of a run; remove it.")
     return rows
 
 
+def _iteration(line: bytes) -> dict[str, Any] | None:
+    """The row in a line of metrics.jsonl; None where it holds none."""
+    try:
+        row: dict[str, Any] = json.loads(line)
+        numbers = [row["distinct"], row.get("map", 0), row.get("validation_map", 0), row.get("seconds", 0)]
+        numbers += [*row["loss"].values(), *row["bit_mean"]]
+        counts = [row["code_length"], row["iteration"]]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
+    valid = all(isinstance(value, int | float) for value in numbers) and all(type(value) is int for value in counts)
+    return row if valid else None
+
+
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """The content of a checkpoint on the CPU, tensors and plain containers; a UserError if it is no checkpoint."""
+    """The content of a checkpoint on the CPU, tensors and plain containers; a UserError if it is no checkpoint.
+
+    It has "iteration", "codes" (int8 [n, K] or None), "parts" (state dicts by name), "generator" and "generators_cuda"
+    (a state of torch's generators for each process), and in newer ones "data" and "row" (`training.checkpoint`).
+    """
     try:
         state = load_tensors(path, "a checkpoint")
     except UserError as error:
         raise UserError(f"{error} Remove it to resume from an earlier checkpoint.") from error
-    if not isinstance(state, dict) or not {"iteration", "codes", "parts", "generator"} <= state.keys():
+    kinds: dict[str, Any] = {"iteration": int, "codes": Tensor | None, "parts": dict, "generator": list}
+    kinds |= {"generators_cuda": list, "data": str | None, "row": dict | None}
+    if not isinstance(state, dict) or not all(isinstance(state.get(name), kind) for name, kind in kinds.items()):
         raise UserError(f"{path}: not a checkpoint of a run; remove it to resume from an earlier checkpoint.")
     return state
 

@@ -160,9 +160,8 @@ def test_resumed_equals_unbroken(method, tmp_path, small, monkeypatch, capsys):
 @pytest.mark.parametrize("method", ["dpsh", "orthohash"])
 def test_a_run_of_two_code_lengths_resumes_after_the_first(method, tmp_path, small, monkeypatch):
     flags = ("--method", method, "--max-iter", "2")
-    patched = {**run.TRAIN, method: stop_at(16, symmetric.train)}
     with monkeypatch.context() as patch:
-        patch.setattr(run, "TRAIN", patched)
+        patch.setattr(symmetric, "train", stop_at(16, symmetric.train))
         assert run.main([*FLAGS, *flags, "--code-length", "12,16", "--logs", str(tmp_path)]) == 2
     (folder,) = tmp_path.iterdir()
     assert run.main(["--resume", str(folder)]) == 0
@@ -238,7 +237,7 @@ def test_bfloat16_trains(method, tmp_path, small):
 
 def test_both_stays_the_two_mains_and_run_knows_every_method():
     assert METHODS == ("main_mmasia", "main_tomm")
-    assert run.TRAIN.keys() == {*METHODS, *BASELINES} and set(symmetric.METHODS) == set(SYMMETRIC)
+    assert run.MODULES.keys() == {*METHODS, *BASELINES} and set(symmetric.METHODS) == set(SYMMETRIC)
 
 
 @pytest.mark.parametrize(

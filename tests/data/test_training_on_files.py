@@ -75,6 +75,7 @@ def test_a_training_pool_outside_the_database(method: str, tmp_path: Path, monke
 def test_bad_input_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     trees.lists_tree(tmp_path)
     (tmp_path / "my images" / "3.png").write_bytes(b"damaged")
-    status = run.main(["--dataset", "lists", "--root", str(tmp_path), "--logs", str(tmp_path / "logs")])
+    flags = ["--dataset", "lists", "--root", str(tmp_path), "--weights", "none", "--logs", str(tmp_path / "logs")]
+    status = run.main(flags)
     message = capsys.readouterr().err
     assert status == 2 and "my images/3.png" in message and "Traceback" not in message

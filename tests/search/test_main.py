@@ -42,6 +42,13 @@ def test_a_port_must_exist(tmp_path, capsys):
     assert "argument --port: '65536' must be a whole number" in capsys.readouterr().err
 
 
+def test_serve_says_at_once_that_it_loads(tmp_path, capsys):
+    """A large index takes half a minute."""
+    assert main(["serve", str(tmp_path / "index")]) == 2
+    first, error = capsys.readouterr().err.splitlines()
+    assert first == f"Loading {tmp_path / 'index'} …" and error.startswith("python -m search serve: ")
+
+
 def test_a_reader_that_has_gone_is_no_error():
     reading, writing = os.pipe()
     os.close(reading)

@@ -14,7 +14,7 @@ import main_mmasia
 import main_tomm
 import run
 from tests import train_small
-from tests.small_networks import shrink
+from tests.small_networks import SmallImageNet, shrink
 from training import sweep
 from training.command_line import parse_command
 from training.settings import Settings
@@ -59,6 +59,7 @@ class Cells:
 def cells(tmp_path, monkeypatch):
     cells = Cells(tmp_path / "output")
     monkeypatch.setattr(sweep, "start_process", cells)
+    monkeypatch.setattr("training.preflight.image_network", SmallImageNet)
     return cells
 
 
@@ -72,7 +73,7 @@ def _train_or_raise(flags, output):
     def broken(folder, code_length, split):
         raise RuntimeError("a tensor too\n  many")
 
-    run.TRAIN["main_mmasia"] = broken
+    main_mmasia.train = broken
     train_small._train(flags, output, 0.0)
 
 

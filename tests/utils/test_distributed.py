@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -14,8 +15,10 @@ import torch
 
 import run
 from data import Options, load_data
-from data.data_loader import train_batches
+from data.data_loader import smallest_batch, train_batches
+from modules import image_network
 from modules.discrete import draw_sample, label_similarity
+from tests.image_trees import folder_tree
 from tests.plain_step import Networks, plain_discrete_step, plain_loss
 from tests.small_networks import constructors
 from tests.train_small import start
@@ -25,6 +28,7 @@ from training.run_folder import RunFolder
 from training.settings import Settings
 from utils.distributed import own_device
 from utils.errors import UserError
+from utils.runs import read_results
 from utils.seeding import seed_everything
 
 ROOT = Path(__file__).parents[2]
@@ -126,6 +130,31 @@ def lines_of(folder):
     return (folder / "metrics.jsonl").read_text().splitlines()
 
 
+def test_the_statistics_of_batch_norm_are_the_same_in_every_process(tmp_path):
+    """The saved ResNet gives the saved codes, half of which another process has encoded, and a resumed run its bits."""
+    folder_tree(tmp_path / "photos", per_class=20)
+    flags = ["--dataset", "folder", "--root", tmp_path / "photos", "--query-share", "0.4", "--image-size", "16"]
+    flags += ["--backbone", "resnet18", "--weights", "none", "--code-length", BITS, "--seed", SEED, "--batch-size", 8]
+    flags += ["--lr", "1e-3", "--max-iter", 2, "--max-epoch", 1, "--save-iter", 1, "--logs", tmp_path / "logs"]
+    for process, output in start_job(flags, tmp_path, backbone=True):
+        ended(process, output)
+    (folder,) = (tmp_path / "logs").iterdir()
+    unbroken = outcome(folder)
+    network = image_network("resnet18", BITS, weights=None)
+    network.load_state_dict(torch.load(folder / f"model_image-{BITS}bits.pt", weights_only=True))
+    query = load_data("folder", tmp_path / "photos", Options(seed=SEED, image_size=16, query_share=0.4)).query
+    with torch.inference_mode():
+        _, code = network.eval()(torch.stack([image for image, _, _ in query]))
+    saved = torch.load(next(folder.glob("*-query_code.t")), weights_only=True)
+    assert len(saved) == 24 and code.abs().min() > 1e-5 and torch.equal(code.sign(), saved)
+
+    for name in ("results.json", f"checkpoint-{BITS}bits-000002.pt"):
+        (folder / name).unlink()
+    for process, output in start_job(["--resume", folder], tmp_path, backbone=True):
+        ended(process, output)
+    assert_same(unbroken, outcome(folder), files=5)
+
+
 def test_shares_hold_every_row_once_in_as_many_batches():
     database = load_data("digits", "unused", Options(seed=0, image_size=8)).database
     for rows, batch_size in ((61, 16), (129, 64), (64, 16), (7, 64), (500, 3)):
@@ -133,9 +162,11 @@ def test_shares_hold_every_row_once_in_as_many_batches():
         shares = [list(pass_over(share=(part, 3))) for part in range(3)]
         assert len({len(batches) for batches in shares}) == 1
         sizes = [len(index) for batches in shares for _, _, index in batches]
+        assert min(sizes) == smallest_batch(rows, batch_size, 3)
         assert min(sizes) > 0 and max(sizes) <= batch_size and max(sizes) - min(sizes) <= 2
         seen = torch.cat([index for batches in shares for _, _, index in batches])
         assert seen.sort().values.tolist() == list(range(rows))
+        assert min(len(index) for _, _, index in pass_over()) == smallest_batch(rows, batch_size)
 
 
 @pytest.mark.parametrize("method", ["main_mmasia", "main_tomm"])
@@ -155,9 +186,11 @@ def test_a_killed_process_ends_the_job_and_the_checkpoint_resumes_it(method, tmp
     second.join()
 
     (folder,) = logs.iterdir()
-    alone = start(["--resume", folder], tmp_path / "alone")
-    ended(alone, tmp_path / "alone", status=2)
-    assert "saved by 2 processes, and now there are 1" in (tmp_path / "alone").read_text()
+    copied = shutil.copytree(folder, tmp_path / "alone")
+    alone = start(["--resume", copied], tmp_path / "output alone")
+    ended(alone, tmp_path / "output alone")
+    assert "was saved by 2 processes, and now there are 1: the run continues" in (tmp_path / "output alone").read_text()
+    assert read_results(copied)[0]["iterations"] == 5
     for process, output in start_job(["--resume", folder], tmp_path):
         ended(process, output)
     assert_same(outcome(reference), outcome(folder), files=5)
