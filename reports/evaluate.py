@@ -79,12 +79,13 @@ def evaluate_set(
     """
     tensors = load_code_set(code_set)
     try:
+        metrics = evaluate_codes(*tensors, topk=topk, device=device)  # checks the shapes
         report = {
             "name": code_set.name,
             "code_length": tensors[0].shape[1],
             "queries": len(tensors[0]),
             "database": len(tensors[1]),
-            **evaluate_codes(*tensors, topk=topk, device=device),
+            **metrics,
         }
         if with_orders:
             report["order_sensitivity"] = order_sensitivity(tensors, topk=topk, device=device)

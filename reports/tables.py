@@ -7,6 +7,7 @@ import json
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from training.settings import differing_settings, flag_of
 from utils.command import Parser, run_command
 from utils.errors import UserError
 from utils.files import require_place, write_file
-from utils.runs import DATABASES, FAILURE, RESULTS, read_config, read_metrics, read_results
+from utils.runs import CONFIG, DATABASES, FAILURE, RESULTS, read_config, read_metrics, read_results
 
 COMMAND = "python -m reports tables"
 DESCRIPTION = "Collect finished runs in a CSV, print tables and comparisons."
@@ -58,7 +59,11 @@ def gather(folder: Path) -> pd.DataFrame:
 def _finished(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
     """The results.json and the config.json's content of every run in a folder."""
     for path in sorted(folder.rglob(RESULTS)):
-        yield path, read_config(path.parent)
+        config = read_config(path.parent)
+        for field in ("method", "dataset", "lr", "seed"):
+            if field not in config["settings"]:
+                raise UserError(f"{path.with_name(CONFIG)}: lacks the setting '{field}'; restore the file.")
+        yield path, config
 
 
 def _row(result: dict[str, Any], config: dict[str, Any]) -> dict[str, str]:
@@ -89,11 +94,7 @@ def read_csv(path: Path, fields: Sequence[str] = FIELDS) -> pd.DataFrame:
     Raises:
         UserError: the file cannot be read, a column is missing, or a cell does not hold its number.
     """
-    try:
-        # The engine "python" tells a cell that is missing from an empty one.
-        rows = pd.read_csv(path, dtype=str, keep_default_na=False, engine="python")
-    except (OSError, ValueError, csv.Error) as error:
-        raise UserError(f"{path}: cannot be read as CSV ({error}); name a folder or a CSV of runs.") from error
+    rows = _cells(path, "name a folder or a CSV of runs")
     if "settings" in fields and "settings" not in rows:
         rows["settings"] = ""
     for field in fields:
@@ -104,12 +105,22 @@ def read_csv(path: Path, fields: Sequence[str] = FIELDS) -> pd.DataFrame:
             raise UserError(f"{path}: row {number} is damaged (fewer cells than the header); restore the file.")
         try:
             for field in NUMBERS:
-                if field in row and (row[field] or field not in MAY_BE_EMPTY):
-                    float(row[field])
-            json.loads(row.get("settings") or "{}")
+                if field in row and (row[field] or field not in MAY_BE_EMPTY) and not isfinite(float(row[field])):
+                    raise ValueError(f"{field} {row[field]}")
+            if not isinstance(json.loads(row.get("settings") or "{}"), dict):
+                raise ValueError(f"settings {row['settings']}")
         except ValueError as error:
             raise UserError(f"{path}: row {number} is damaged ({error}); restore the file.") from error
     return rows[[*fields]]
+
+
+def _cells(path: Path, remedy: str) -> pd.DataFrame:
+    """The cells of a CSV as text; a UserError with the `remedy` where the file is empty or cannot be read."""
+    try:
+        # The engine "python" tells a cell that is missing from an empty one.
+        return pd.read_csv(path, dtype=str, keep_default_na=False, engine="python")
+    except (OSError, ValueError, csv.Error) as error:
+        raise UserError(f"{path}: cannot be read as CSV ({' '.join(str(error).split())}); {remedy}.") from error
 
 
 def curves(folders: Sequence[Path]) -> pd.DataFrame:
@@ -120,10 +131,10 @@ def curves(folders: Sequence[Path]) -> pd.DataFrame:
             run = {key: config["settings"][key] for key in ("method", "dataset", "lr", "seed")}
             seconds: dict[int, float] = defaultdict(float)
             for row in read_metrics(path.parent):
-                seconds[row["code_length"]] += row["seconds"]
+                seconds[row["code_length"]] += row.get("seconds", 0)
                 if "map" in row:
                     point = {key: row.get(key) for key in ("code_length", "iteration", "map", "validation_map")}
-                    point |= {"seconds": round(seconds[row["code_length"]]), "device": config["device"]}
+                    point |= {"seconds": round(seconds[row["code_length"]]), "device": config.get("device", "")}
                     rows.append(run | point)
     return pd.DataFrame(rows, columns=CURVE_FIELDS)
 
@@ -132,9 +143,14 @@ def add_curves(path: Path, rows: pd.DataFrame) -> pd.DataFrame:
     """The `rows` of `curves` with those of other runs that the CSV at `path` has, if there is one; sorted."""
     keys = ["dataset", "method", "lr", "code_length", "seed", "iteration"]
     if path.exists():
-        known = pd.read_csv(path)
+        known = _cells(path, "restore it, or name another file with --curves")
         if list(known) != CURVE_FIELDS:
             raise UserError(f"--curves {path}: is not a CSV that --curves wrote; name another file.")
+        try:
+            for field in CURVE_FIELDS[CURVE_FIELDS.index("lr") : -1]:
+                known[field] = pd.to_numeric(known[field])
+        except (ValueError, TypeError) as error:
+            raise UserError(f"--curves {path}: is damaged ({error}); restore it, or name another file.") from error
         rows = pd.concat([part for part in (known, rows) if len(part)] or [rows])
     return rows.drop_duplicates(keys, keep="last").sort_values(keys)
 

@@ -8,6 +8,7 @@ import json
 import os
 import pickle
 import re
+import sys
 import tempfile
 import warnings
 import zipfile
@@ -38,6 +39,20 @@ def read_json(path: Path, kind: type) -> Any:
     if not isinstance(content, kind):
         raise UserError(f"{path}: not the file of a run; restore the file.")
     return content
+
+
+def fits(content: Any, kind: Any) -> bool:
+    """Whether JSON content has the types of `kind`: a type, or a dictionary of kinds for the entries that are there.
+
+    A number must be finite, and one that a float can hold.
+    """
+    if isinstance(kind, dict):
+        return isinstance(content, dict) and all(fits(content[name], kind[name]) for name in kind if name in content)
+    if isinstance(content, bool):  # Python counts it as a whole number
+        return kind is bool
+    if isinstance(content, int | float) and not abs(content) <= sys.float_info.max:
+        return False
+    return isinstance(content, kind)
 
 
 # Behind what torch.save writes, `save_tensors` appends this and the SHA-256 of everything before it, in 64 hexadecimal
@@ -123,7 +138,7 @@ def _require_whole(file: IO[bytes]) -> None:
     footer = file.read()
     file.seek(0)
     if footer.startswith(_MARK) and size >= _FOOTER:
-        if _sha256(file, size - _FOOTER) != footer[len(_MARK) : -1].decode("ascii", "replace"):
+        if footer != _MARK + _sha256(file, size - _FOOTER).encode() + b"\n":
             raise _Damaged("it has changed since it was written: its SHA-256 differs")
     elif file.read(2) == b"PK":  # else it is of a torch before 1.6, or no such file at all
         if footer[-_ZIP_END:][:4] != b"PK\5\6":
