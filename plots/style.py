@@ -17,6 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from utils.errors import UserError
+from utils.files import write_file
 
 FORMATS = ("png", "pdf")
 COLUMN_WIDTH, PAGE_WIDTH = 3.4, 7.0  # inches: a column and a page of a two-column paper
@@ -129,7 +130,8 @@ def save(figure: Figure, path: str | Path) -> Path:
     nameless = {"png": {"Software": None}, "pdf": {"CreationDate": None, "Creator": None, "Producer": None}}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, metadata=nameless[path.suffix[1:]])
     except OSError as error:
         raise UserError(f"{path}: could not be written ({error.strerror}); name another folder.") from error
+    kind = path.suffix[1:]
+    write_file(path, lambda file: figure.savefig(file, format=kind, metadata=nameless[kind]), "The figure")
     return path
