@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from PIL import Image
@@ -18,6 +19,7 @@ from data import Options, load_data
 from dataset.official_release import print_report
 from utils.command import Parser, bounded
 from utils.errors import UserError
+from utils.files import write_file
 
 PARTS = ("all", "query", "database")
 
@@ -36,7 +38,8 @@ def export(folder: Path, part: str = "all", seed: int = 0, image_size: int = 64)
             for place, (row, label) in enumerate(zip(half.rows.tolist(), classes, strict=True)):
                 path = folder / str(label) / f"{row:04d}.png"
                 path.parent.mkdir(parents=True, exist_ok=True)
-                Image.fromarray(half.pixels([place])[0].permute(1, 2, 0).numpy()).save(path)
+                image = Image.fromarray(half.pixels([place])[0].permute(1, 2, 0).numpy())
+                write_file(path, partial(image.save, format="PNG"), "DIR")
     except OSError as error:
         raise UserError(f"{folder} cannot be written to ({error.strerror or error}); name another folder.") from error
     return [f"{sum(map(len, halves)):,} images of {split.num_classes} classes written to {folder}"]

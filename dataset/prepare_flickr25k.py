@@ -7,12 +7,15 @@ docs/datasets.md describes the images and lists that it makes.
 
 from __future__ import annotations
 
+import lzma
 import os
 import re
+import shutil
 import sys
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -46,8 +49,12 @@ def safe_members(archive: zipfile.ZipFile, path: Path) -> list[zipfile.ZipInfo]:
     """The members of an archive.
 
     Raises:
-        UserError: the name of a member would lead out of the folder that the archive is unpacked to.
+        UserError: two members have the same name, or a name would lead out of the folder that the archive is unpacked
+            to.
     """
+    for name, count in Counter(archive.namelist()).items():
+        if count > 1:
+            raise UserError(f"{path}: {count} members have the name {name!r}; download it again.")
     for info in archive.infolist():
         name = info.filename.replace("\\", "/")
         if name.startswith("/") or ".." in PurePosixPath(name).parts or re.match("[A-Za-z]:", name):
@@ -78,6 +85,18 @@ def _same(target: Path, info: zipfile.ZipInfo) -> bool:
         return target.stat().st_size == info.file_size and zlib.crc32(target.read_bytes()) == info.CRC
     except OSError:
         return False
+
+
+def _require_space(path: Path, images: Iterable[zipfile.ZipInfo], folder: Path) -> None:
+    """UserError where the images of the archive `path` that are not yet in `folder` are larger than the free space."""
+    size = sum(info.file_size for info in images if not (folder / PurePosixPath(info.filename).name).exists())
+    parent = next(place for place in (folder, *folder.absolute().parents) if place.is_dir())
+    free = shutil.disk_usage(parent).free
+    if size > free:
+        raise UserError(
+            f"{path}: the images need {size / 1e9:.1f} GB in {folder}, but {free / 1e9:.1f} GB are free; free some "
+            "space or name another --output."
+        )
 
 
 def extract_images(archive: zipfile.ZipFile, images: dict[int, zipfile.ZipInfo], folder: Path) -> int:
@@ -123,9 +142,10 @@ def read_archive(path: Path, folder: Path) -> tuple[dict[str, set[int]], int]:
                 raise UserError(
                     f"{path} has neither mirflickr/im<N>.jpg nor annotations; give the archives of MIR-Flickr 25K."
                 )
+            _require_space(path, images.values(), folder)
             annotations = {name: read_annotation(archive, info, path) for name, info in texts.items()}
             return annotations, extract_images(archive, images, folder) if images else 0
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, RuntimeError) as error:
         raise UserError(f"{path} is damaged or not a zip archive ({error}); download it again.") from error
     except OSError as error:
         where = error.filename or path

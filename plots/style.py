@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import get_font_names
 
 from utils.errors import UserError
+from utils.files import write_file
 from utils.log import log
 
 FORMATS = ("png", "pdf")
@@ -147,10 +148,11 @@ def save(figure: Figure, path: str | Path) -> Path:
     nameless = {"png": {"Software": None}, "pdf": {"CreationDate": None, "Creator": None, "Producer": None}}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with warnings.catch_warnings(record=True) as found:
-            figure.savefig(path, metadata=nameless[path.suffix[1:]])
     except OSError as error:
         raise UserError(f"{path}: could not be written ({error.strerror}); name another folder.") from error
+    kind = path.suffix[1:]
+    with warnings.catch_warnings(record=True) as found:
+        write_file(path, lambda file: figure.savefig(file, format=kind, metadata=nameless[kind]), "The figure")
     if any("missing from font" in str(warning.message) for warning in found):
         log.warning("%s: a name has characters that no installed font has; install Noto Sans CJK, for example.", path)
     return path

@@ -7,6 +7,7 @@ import json
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from training.settings import differing_settings, flag_of
 from utils.command import Parser, run_command
 from utils.errors import UserError
 from utils.files import require_place, write_file
-from utils.runs import DATABASES, FAILURE, RESULTS, read_config, read_metrics, read_results
+from utils.runs import CONFIG, DATABASES, FAILURE, RESULTS, read_config, read_metrics, read_results
 
 COMMAND = "python -m reports tables"
 DESCRIPTION = "Collect finished runs in a CSV, print tables and comparisons."
@@ -33,7 +34,7 @@ CURVE_FIELDS = [
     *("method", "dataset", "lr", "seed", "code_length"),
     *("iteration", "map", "codes", "validation_map", "seconds", "device"),
 ]
-CURVE_NUMBERS = ("lr", "seed", "code_length", "iteration", "map")
+CURVE_NUMBERS = [field for field in CURVE_FIELDS if field not in ("method", "dataset", "codes", "device")]
 # A method that learns no database codes leaves these cells empty.
 MAY_BE_EMPTY = {name for name in MAPS if not name.startswith("network")}
 NUMBERS = [*COUNTS, "seconds", "map", *MAPS]
@@ -59,7 +60,11 @@ def gather(folder: Path) -> pd.DataFrame:
 def _finished(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
     """The results.json and the config.json's content of every run in a folder."""
     for path in sorted(folder.rglob(RESULTS)):
-        yield path, read_config(path.parent)
+        config = read_config(path.parent)
+        for field in ("method", "dataset", "lr", "seed"):
+            if field not in config["settings"]:
+                raise UserError(f"{path.with_name(CONFIG)}: lacks the setting '{field}'; restore the file.")
+        yield path, config
 
 
 def _row(result: dict[str, Any], config: dict[str, Any]) -> dict[str, str]:
@@ -90,11 +95,7 @@ def read_csv(path: Path, fields: Sequence[str] = FIELDS) -> pd.DataFrame:
     Raises:
         UserError: the file cannot be read, a column is missing, or a cell does not hold its number.
     """
-    try:
-        # The engine "python" tells a cell that is missing from an empty one.
-        rows = pd.read_csv(path, dtype=str, keep_default_na=False, engine="python")
-    except (OSError, ValueError, csv.Error) as error:
-        raise UserError(f"{path}: cannot be read as CSV ({error}); name a folder or a CSV of runs.") from error
+    rows = _cells(path, "name a folder or a CSV of runs")
     if "settings" in fields and "settings" not in rows:
         rows["settings"] = ""
     for field in fields:
@@ -105,12 +106,22 @@ def read_csv(path: Path, fields: Sequence[str] = FIELDS) -> pd.DataFrame:
             raise UserError(f"{path}: row {number} is damaged (fewer cells than the header); restore the file.")
         try:
             for field in NUMBERS:
-                if field in row and (row[field] or field not in MAY_BE_EMPTY):
-                    float(row[field])
-            json.loads(row.get("settings") or "{}")
+                if field in row and (row[field] or field not in MAY_BE_EMPTY) and not isfinite(float(row[field])):
+                    raise ValueError(f"{field} {row[field]}")
+            if not isinstance(json.loads(row.get("settings") or "{}"), dict):
+                raise ValueError(f"settings {row['settings']}")
         except ValueError as error:
             raise UserError(f"{path}: row {number} is damaged ({error}); restore the file.") from error
     return rows[[*fields]]
+
+
+def _cells(path: Path, remedy: str) -> pd.DataFrame:
+    """The cells of a CSV as text; a UserError with the `remedy` where the file is empty or cannot be read."""
+    try:
+        # The engine "python" tells a cell that is missing from an empty one.
+        return pd.read_csv(path, dtype=str, keep_default_na=False, engine="python")
+    except (OSError, ValueError, csv.Error) as error:
+        raise UserError(f"{path}: cannot be read as CSV ({' '.join(str(error).split())}); {remedy}.") from error
 
 
 def curves(folders: Sequence[Path]) -> pd.DataFrame:
@@ -123,22 +134,24 @@ def curves(folders: Sequence[Path]) -> pd.DataFrame:
             run["codes"] = "learned" if learned else "network"
             seconds: dict[int, float] = defaultdict(float)
             for row in read_metrics(path.parent):
-                seconds[row["code_length"]] += row["seconds"]
+                seconds[row["code_length"]] += row.get("seconds", 0)
                 if "map" in row:
                     point = {key: row.get(key) for key in ("code_length", "iteration", "map", "validation_map")}
-                    point |= {"seconds": round(seconds[row["code_length"]]), "device": config["device"]}
+                    point |= {"seconds": round(seconds[row["code_length"]]), "device": config.get("device", "")}
                     rows.append(run | point)
     return pd.DataFrame(rows, columns=CURVE_FIELDS)
 
 
 def read_curves(path: Path) -> pd.DataFrame:
-    """The rows of a CSV that `--curves` wrote; a UserError if it is another file."""
+    """The rows of a CSV that `--curves` wrote; a UserError if it is another file, or damaged."""
+    rows = _cells(path, "restore it, or name another file with --curves")
+    if list(rows) != CURVE_FIELDS:
+        raise UserError(f"--curves {path}: is not a CSV that --curves wrote; name another file.")
     try:
-        rows = pd.read_csv(path)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read as CSV ({error}); name one that --curves wrote.") from error
-    if list(rows) != CURVE_FIELDS or not all(pd.api.types.is_numeric_dtype(rows[name]) for name in CURVE_NUMBERS):
-        raise UserError(f"{path}: is not a CSV that --curves wrote; name another file.")
+        for field in CURVE_NUMBERS:
+            rows[field] = pd.to_numeric(rows[field])
+    except (ValueError, TypeError) as error:
+        raise UserError(f"--curves {path}: is damaged ({error}); restore it, or name another file.") from error
     return rows
 
 

@@ -16,7 +16,7 @@ import torch
 from data.decode import DECODING
 from search.model import EXPORT_FORMAT, TrainedModel
 from utils.errors import UserError
-from utils.files import require_writable
+from utils.files import require_writable, save_tensors
 
 FORMAT = "schn-index-1"
 DESCRIPTION, CODES, NAMES, LABELS = "index.json", "codes.npy", "names.bin", "labels.bin"
@@ -44,7 +44,7 @@ def write_model(path: Path, trained: TrainedModel) -> None:
         if value.dtype == torch.float32 and torch.equal(value.half().float(), value):
             value = value.half()
         state[name] = value
-    torch.save({"format": EXPORT_FORMAT, "settings": trained.settings, "state": state}, path)
+    save_tensors(path, {"format": EXPORT_FORMAT, "settings": trained.settings, "state": state}, "INDEX")
 
 
 def require_index_place(folder: Path) -> None:

@@ -122,8 +122,9 @@ def _build(settings: dict[str, Any], state: Any, path: Path) -> TrainedModel:
     settings = {"backbone": "alexnet", **settings}  # older runs have no such setting and used AlexNet
     for name, kind in (("code_length", int), ("image_size", int), ("dataset", str), ("backbone", str)):
         value = settings.get(name)
-        if type(value) is not kind or not value or (isinstance(value, int) and value < 0):
-            raise UserError(f"{path}: its settings have {name} {value!r}; restore them or choose another model.")
+        if type(value) is not kind or not value or (isinstance(value, int) and not 0 < value < 2**20):
+            shown = f"{value!r:.100}" if isinstance(value, str | int | float) else f"a {type(value).__name__}"
+            raise UserError(f"{path}: its settings have {name} {shown}; restore them or choose another model.")
     code_length, image_size, backbone = settings["code_length"], settings["image_size"], settings["backbone"]
     with torch.device("meta"):  # shapes only: draws no random numbers for weights that are replaced at once
         model = image_network(backbone, code_length, weights=None, image_size=image_size)

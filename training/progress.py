@@ -102,8 +102,10 @@ RESULT_HEADER = f"{'learned':>8} {'filled':>8} {'network':>8} {'best':>8} {'seco
 
 def result_columns(row: dict[str, Any]) -> str:
     """The columns of `RESULT_HEADER` for a row of results.json: expected mAP and seconds."""
-    values = [row["map"].get(kind, {}).get("expected") for kind in DATABASES] + [row["best"]["expected"]]
-    texts = ["" if value is None else f"{value:.4f}" for value in values] + [f"{row['seconds']:.0f}"]
+    values = [
+        found.get("expected") for found in (*(row["map"].get(kind, {}) for kind in DATABASES), row.get("best", {}))
+    ]
+    texts = ["" if value is None else f"{value:.4f}" for value in values] + [f"{row.get('seconds', 0):.0f}"]
     return " ".join(f"{text:>8}" for text in texts)
 
 
@@ -111,14 +113,14 @@ def result_table(results: list[dict[str, Any]]) -> str:
     """The table at the end of a run, one line per code length, with notes on rows, queries and --validate."""
     header = f"{'method':<12} {'bits':>4} {RESULT_HEADER}"
     lines = [header, "-" * len(header)]
-    lines += [f"{row['method']:<12} {row['code_length']:>4} {result_columns(row)}" for row in results]
+    lines += [f"{row.get('method', ''):<12} {row['code_length']:>4} {result_columns(row)}" for row in results]
     for row in results:
         notes = []
-        if row["never_drawn"]:
+        if row.get("never_drawn"):
             notes.append(f"{row['never_drawn']} database rows were never drawn and keep the code 0 in 'learned'")
-        if row["queries_without_relevant"]:
+        if row.get("queries_without_relevant"):
             notes.append(f"{row['queries_without_relevant']} queries have no relevant image and count as 0")
-        if "selected" in row:
+        if "iteration" in row.get("selected", {}):
             notes.append(f"iteration {row['selected']['iteration']} was selected on held-out images")
         if notes:
             lines.append(f"{row['code_length']} bits: {'; '.join(notes)}.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import math
 import os
 import signal
@@ -78,11 +79,15 @@ def run_command(name: str, work: Callable[[], int | None]) -> int:
     """
     try:
         with handled_by(_stop):
-            status = work() or 0
+            try:
+                status = work() or 0
+            except SystemExit:  # after --help
+                sys.stdout.flush()
+                raise
             sys.stdout.flush()
         return status
     except UserError as error:
-        print(f"{name}: {error}", file=sys.stderr)
+        _say(f"{name}: {error}")
         return 2
     except BrokenPipeError:
         # Python flushes stdout once more at exit (https://docs.python.org/3/library/signal.html#note-on-sigpipe).
@@ -91,8 +96,13 @@ def run_command(name: str, work: Callable[[], int | None]) -> int:
     except (KeyboardInterrupt, Interrupted) as error:
         stopped = error if isinstance(error, Interrupted) else Interrupted(signal.SIGINT)
         kept = "; ".join(getattr(error, "__notes__", ["nothing was written"]))
-        print(f"{name}: stopped by {stopped}; {kept}.", file=sys.stderr)
+        _say(f"{name}: stopped by {stopped}; {kept}.")
         return stopped.status
+
+
+def _say(line: str) -> None:
+    with contextlib.suppress(BrokenPipeError):  # the reader of stderr has gone
+        print(line, file=sys.stderr, flush=True)
 
 
 def _stop(number: int, frame: FrameType | None) -> None:

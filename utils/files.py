@@ -8,6 +8,7 @@ import json
 import os
 import pickle
 import re
+import sys
 import tempfile
 import warnings
 import zipfile
@@ -38,6 +39,20 @@ def read_json(path: Path, kind: type) -> Any:
     if not isinstance(content, kind):
         raise UserError(f"{path}: not the file of a run; restore the file.")
     return content
+
+
+def fits(content: Any, kind: Any) -> bool:
+    """Whether JSON content has the types of `kind`: a type, or a dictionary of kinds for the entries that are there.
+
+    A number must be finite, and one that a float can hold.
+    """
+    if isinstance(kind, dict):
+        return isinstance(content, dict) and all(fits(content[name], kind[name]) for name in kind if name in content)
+    if isinstance(content, bool):  # Python counts it as a whole number
+        return kind is bool
+    if isinstance(content, int | float) and not abs(content) <= sys.float_info.max:
+        return False
+    return isinstance(content, kind)
 
 
 # Behind what torch.save writes, `save_tensors` appends this and the SHA-256 of everything before it, in 64 hexadecimal
@@ -123,7 +138,7 @@ def _require_whole(file: IO[bytes]) -> None:
     footer = file.read()
     file.seek(0)
     if footer.startswith(_MARK) and size >= _FOOTER:
-        if _sha256(file, size - _FOOTER) != footer[len(_MARK) : -1].decode("ascii", "replace"):
+        if footer != _MARK + _sha256(file, size - _FOOTER).encode() + b"\n":
             raise _Damaged("it has changed since it was written: its SHA-256 differs")
     elif file.read(2) == b"PK":  # else it is of a torch before 1.6, or no such file at all
         if footer[-_ZIP_END:][:4] != b"PK\5\6":
@@ -178,8 +193,8 @@ def _in_words(error: Exception) -> str:
 def write_file(path: Path, write: Callable[[IO[bytes]], Any], flag: str = "") -> None:
     """Call `write(file)` on a temporary file in the same folder, flush it to the disk and rename it to `path`.
 
-    A reader, or a crash, sees the old file or the new file, never a part of one. A link, a pipe or a device, such as
-    /dev/stdout, is written in place.
+    A reader, or a crash, sees the old file or the new file, never a part of one. A link stays, and the file that it
+    leads to is replaced. A pipe or a device, such as /dev/stdout, is written in place.
 
     Raises:
         UserError: the disk is full or the folder is not writable; `path` has not changed.
@@ -190,13 +205,14 @@ def write_file(path: Path, write: Callable[[IO[bytes]], Any], flag: str = "") ->
             with path.open("wb") as file:
                 write(file)
             return
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        target = path.resolve()
+        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
         with os.fdopen(handle, "wb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)  # mkstemp makes files that only their owner can read
-        os.replace(temporary, path)
+        os.replace(temporary, target)
     except BrokenPipeError:
         raise  # a reader of the output that has gone, see `utils.command.run_command`
     except OSError as error:
@@ -226,8 +242,9 @@ def not_written(path: Path, error: OSError, flag: str = "") -> UserError:
 
 
 def _in_place(path: Path) -> bool:
-    """Whether the file must not be replaced by another one."""
-    return path.is_symlink() or (path.exists() and not path.is_file())
+    """Whether it is a pipe or a device, which no file can replace; /dev/stdout may stand for a file that is open."""
+    in_system = path.parent.resolve().parts[1:2] in (("dev",), ("proc",))
+    return (in_system and path.exists()) or (path.exists() and not path.is_file())
 
 
 def write_json(path: Path, content: Any, flag: str = "") -> None:
@@ -261,9 +278,10 @@ def require_place(path: Path, flag: str) -> None:
         raise UserError(f"{flag} {path}: is a folder; name a file.")
     if _in_place(path):
         return
-    if not path.parent.is_dir():
-        raise UserError(f"{flag} {path}: there is no folder {path.parent}; make it or name another file.")
-    require_writable(path.parent, f"{flag} {path}")
+    parent = (path.resolve() if path.is_symlink() else path).parent
+    if not parent.is_dir():
+        raise UserError(f"{flag} {path}: there is no folder {parent}; make it or name another file.")
+    require_writable(parent, f"{flag} {path}")
 
 
 class Locked(Exception):

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from utils.errors import UserError
-from utils.files import load_tensors, read_json
+from utils.files import fits, load_tensors, read_json
 
 CONFIG, METRICS, RESULTS, FAILURE = "config.json", "metrics.jsonl", "results.json", "failed.json"
 ROLES = ("query_code", "database_code", "query_targets", "database_targets")
@@ -56,9 +56,16 @@ def is_run(folder: Path) -> bool:
     return (folder / CONFIG).exists()
 
 
-# The types of what is read from config.json, where it is there: older runs have fewer settings.
-_CONFIG_KINDS: dict[str, Any] = {
-    "settings": dict,
+# The types of what is read; older runs have fewer entries.
+_NUMBER = int | float
+_CONFIG: dict[str, Any] = {
+    "settings": {
+        **dict.fromkeys(("method", "dataset", "backbone", "root"), str),
+        **dict.fromkeys(("seed", "topk", "max_iter", "image_size"), int),
+        "code_length": list,
+        "lr": _NUMBER,
+        "preset": str | None,
+    },
     "versions": dict,
     "commit": dict | None,
     "command": str,
@@ -66,25 +73,32 @@ _CONFIG_KINDS: dict[str, Any] = {
     "data": str,
     "resumed": list,
 }
-_SETTING_KINDS: dict[str, Any] = {
-    **dict.fromkeys(("method", "dataset", "backbone", "root"), str),
-    **dict.fromkeys(("seed", "topk", "max_iter", "image_size"), int),
-    "code_length": list,
-    "lr": int | float,
-    "preset": str | None,
+_RESULT: dict[str, Any] = {
+    **dict.fromkeys(("method", "dataset"), str),
+    **dict.fromkeys(("code_length", "seed", "iterations", "topk", "never_drawn", "queries_without_relevant"), int),
+    "seconds": _NUMBER,
+    "map": {kind: {"expected": _NUMBER, "stable": _NUMBER} for kind in DATABASES},
+    "best": {"iteration": int, "expected": _NUMBER},
+    "selected": {"iteration": int, "validation": _NUMBER},
+}
+_ITERATION: dict[str, Any] = {
+    **dict.fromkeys(("code_length", "iteration"), int),
+    **dict.fromkeys(("distinct", "map", "validation_map", "seconds"), _NUMBER),
+    "loss": dict,
+    "bit_mean": list,
 }
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """config.json, with the settings under "settings"; a UserError if there are none or a value has a wrong type."""
+    """config.json, with the settings under "settings"; a UserError if there are none or an entry has a wrong type."""
     path = folder / CONFIG
     config: dict[str, Any] = read_json(path, dict)
-    if not isinstance(config.get("settings"), dict):
+    if "settings" not in config or not fits(config["settings"], dict):
         raise UserError(f"{path}: holds no settings of a run; name the folder of a run.")
-    for values, kinds in ((config, _CONFIG_KINDS), (config["settings"], _SETTING_KINDS)):
+    for part, kinds in ((config["settings"], _CONFIG["settings"]), (config, _CONFIG)):
         for name, kind in kinds.items():
-            if name in values and not isinstance(values[name], kind):
-                raise UserError(f"{path}: '{name}' is {values[name]!r}, which no run writes; restore the file.")
+            if name in part and not fits(part[name], kind):
+                raise UserError(f"{path}: '{name}' is {part[name]!r}, which no run writes; restore the file.")
     return config
 
 
@@ -97,13 +111,9 @@ def read_results(folder: Path) -> list[dict[str, Any]]:
     path = folder / RESULTS
     rows: list[dict[str, Any]] = read_json(path, list) if path.exists() else []
     for row in rows:
-        try:
-            numbers = [row["code_length"], row["topk"], row["map"]["network"]["expected"], row.get("iterations", 0)]
-            numbers += [row["map"][kind]["expected"] for kind in DATABASES if kind in row["map"]]
-            complete = all(isinstance(number, int | float) for number in numbers)
-        except (KeyError, TypeError, AttributeError):
-            complete = False
-        if not complete:
+        complete = fits(row, _RESULT) and {"code_length", "topk", "map"} <= row.keys()
+        found = row["map"] if complete else {}
+        if "network" not in found or not all("expected" in found[kind] for kind in DATABASES if kind in found):
             raise UserError(f"{path}: not the results of a run; restore the file.")
     return rows
 
@@ -139,13 +149,12 @@ def _iteration(line: bytes) -> dict[str, Any] | None:
     """The row in a line of metrics.jsonl; None where it holds none."""
     try:
         row: dict[str, Any] = json.loads(line)
-        numbers = [row["distinct"], row.get("map", 0), row.get("validation_map", 0), row.get("seconds", 0)]
-        numbers += [*row["loss"].values(), *row["bit_mean"]]
-        counts = [row["code_length"], row["iteration"]]
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (ValueError, RecursionError):
         return None
-    valid = all(isinstance(value, int | float) for value in numbers) and all(type(value) is int for value in counts)
-    return row if valid else None
+    needed = {"code_length", "iteration", "distinct", "loss", "bit_mean"}
+    if not fits(row, _ITERATION) or not needed <= row.keys():
+        return None
+    return row if all(fits(value, _NUMBER) for value in (*row["loss"].values(), *row["bit_mean"])) else None
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

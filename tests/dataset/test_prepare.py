@@ -7,6 +7,7 @@ import re
 import signal
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -142,6 +143,21 @@ def test_flickr_errors(tmp_path: Path, capsys: pytest.CaptureFixture[str], monke
     assert "has neither" in message(make_zip(tmp_path / "other.zip", {"a.txt": b"1"}))
     bad = make_zip(tmp_path / "bad.zip", {"clouds.txt": b"1\n2\nthree\n"})
     assert "bad.zip, clouds.txt, line 3: 'three' is not an image number" in message(bad)
+    packed = tmp_path / "packed.zip"
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_LZMA) as archive:
+        archive.writestr("clouds.txt", b"1\n2\n3\n" * 50)
+    content = bytearray(packed.read_bytes())
+    content[45:60] = bytes(15)  # inside the member
+    packed.write_bytes(content)
+    assert "packed.zip is damaged or not a zip archive" in message(packed)
+    with pytest.warns(UserWarning, match="Duplicate name"), zipfile.ZipFile(bad, "a") as archive:
+        archive.writestr("clouds.txt", b"4\n")
+    assert "bad.zip: 2 members have the name 'clouds.txt'; download it again." in message(bad)
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=1000))
+        assert re.search(
+            r"the images need 0\.0 GB in .*mirflickr, but 0\.0 GB are free; free some", message(archives[0])
+        )
     monkeypatch.setattr(prepare_flickr25k, "_LARGEST", 10)
     assert "bytes, not an image" in message(archives[0])
 

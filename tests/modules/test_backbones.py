@@ -1,5 +1,7 @@
 """Other image networks than AlexNet."""
 
+import sys
+
 import pytest
 import torch
 from torchvision.models import get_model, get_model_weights
@@ -94,3 +96,63 @@ def test_the_width_of_the_features_reaches_the_cycle_network(monkeypatch, tmp_pa
     flags += ["--max-iter", "1", "--code-length", "8", "--save-iter", "0", "--num-query", "30", "--batch-size", "300"]
     assert run.main([*flags, "--method", "main_mmasia", "--logs", str(tmp_path)]) == 0
     assert built[0].self_attention_lat.vdim == 512
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda state: {f"module.{name}": value for name, value in state.items()},
+        lambda state: {"state_dict": state, "epoch": 3, "best": None},
+        lambda state: {"model": state, "optimizer": {"state": {}, "param_groups": []}},
+        lambda state: {"state_dict": {f"model.net.{name}": value for name, value in state.items()}},  # Lightning
+        lambda state: {
+            "model_state_dict": {
+                f"module.backbone.{name}": value
+                for name, value in state.items()
+                if not name.startswith(("fc.", "classifier."))  # a trained model_image has no such layer
+            }
+        },
+    ],
+    ids=["DataParallel", "checkpoint", "model", "Lightning", "module.backbone."],
+)
+@pytest.mark.parametrize("backbone", ["resnet18", "squeezenet1_0"])
+def test_weights_in_a_checkpoint_are_unwrapped(wrap, backbone, tmp_path):
+    state = get_model(backbone, weights=None).state_dict()
+    torch.save(wrap(state), tmp_path / "weights.pt")
+    network = image_network(backbone, 8, weights=tmp_path / "weights.pt", image_size=32)
+    own = {name.removeprefix("backbone."): value for name, value in network.state_dict().items()}
+    head = ("fc.", "classifier.")
+    assert all(torch.equal(own[name], value) for name, value in state.items() if not name.startswith(head))
+
+
+def test_what_is_ambiguous_is_not_unwrapped(tmp_path):
+    path = tmp_path / "weights.pt"
+    state = get_model("squeezenet1_0", weights=None).state_dict()
+    for content, message in (
+        ({"state_dict": state, "model": state}, "holds no state dict"),
+        ({f"module.{name}": value for name, value in state.items()} | {"loss.weight": torch.zeros(1)}, "lacks"),
+    ):
+        torch.save(content, path)
+        with pytest.raises(UserError, match=message):
+            image_network("squeezenet1_0", 8, weights=path, image_size=32)
+
+
+def test_weights_of_safetensors(tmp_path):
+    safetensors = pytest.importorskip("safetensors.torch")
+    path = tmp_path / "weights.safetensors"
+    state = get_model("squeezenet1_0", weights=None).state_dict()
+    safetensors.save_file(state, path)
+    own = image_network("squeezenet1_0", 8, weights=path, image_size=32).state_dict()
+    assert torch.equal(own["backbone.features.0.weight"], state["features.0.weight"])
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(UserError, match=r"--weights .*weights\.safetensors: it is damaged; use imagenet"):
+        image_network("squeezenet1_0", 8, weights=path, image_size=32)
+    path.unlink()
+    with pytest.raises(UserError, match=r"there is no such file; use imagenet"):
+        image_network("squeezenet1_0", 8, weights=path, image_size=32)
+
+
+def test_safetensors_without_its_package_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    with pytest.raises(UserError, match="this format needs the package safetensors; pip install safetensors"):
+        image_network("squeezenet1_0", 8, weights=tmp_path / "weights.safetensors", image_size=32)

@@ -1,7 +1,11 @@
 """The style of figures: series that differ without colour, no effect of a matplotlibrc, the same bytes every time."""
 
+import errno
+import os
+
 import matplotlib
 import pytest
+from matplotlib.figure import Figure
 
 from plots import curves, style
 from utils.errors import UserError
@@ -39,6 +43,21 @@ def test_a_figure_of_another_format_or_in_a_file_is_refused(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(UserError, match="could not be written"):
         curves.map_figure(tmp_path / "file" / "a.png", series)
+
+
+@pytest.mark.parametrize("ending", ["png", "pdf"])
+def test_a_full_disk_leaves_the_figure_that_was_there(ending, tmp_path, monkeypatch):
+    path = tmp_path / f"a.{ending}"
+    first = curves.map_figure(path, {"A": {12: [0.5]}}).read_bytes()
+
+    def full(self, file, **_):
+        file.write(b"half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Figure, "savefig", full)
+    with pytest.raises(UserError, match=rf"a\.{ending}: could not be written \(No space left on device\); free some"):
+        curves.map_figure(path, {"A": {12: [0.6]}})
+    assert path.read_bytes() == first and list(tmp_path.iterdir()) == [path]
 
 
 def test_a_long_name_in_a_legend_is_wrapped(tmp_path):

@@ -331,7 +331,7 @@ REFUSALS = [
     (["logs"], ("results.json", "{"), "results.json: cannot be read as JSON"),
     (["logs"], ("results.json", "[{}]"), "results.json: not the results of a run"),
     (["logs"], ("config.json", "{}"), "config.json: holds no settings of a run"),
-    (["logs"], ("config.json", '{"settings": {"dataset": "digits"}}'), "results.json: not the results of a run"),
+    (["logs"], ("config.json", '{"settings": {"dataset": "digits"}}'), "config.json: lacks the setting 'method'"),
     (["logs/tomm-1/config.json"], None, "has no column 'method'"),
 ]
 

@@ -102,7 +102,7 @@ def spoil(folder: Path, how: str) -> None:
         ("no config", r"config.json: there is no such file"),
         ("damaged config", "cannot be read as JSON"),
         ("no settings", "holds no settings"),
-        ("wrong settings", "image_size '64'"),
+        ("wrong settings", "'image_size' is '64'"),
         ("no model", r"has no model_image-\*bits.pt"),
         ("cut short", r"model_image-12bits.pt: damaged"),
         ("code", r"model_image-12bits.pt: damaged"),

@@ -72,6 +72,16 @@ def test_without_a_checkpoint_it_starts_from_the_first_iteration(tmp_path, capfd
     assert_same(outcome(reference), outcome(folder), files=5)
 
 
+def test_a_log_that_is_cut_in_its_last_line_is_continued(tmp_path):
+    reference = train(tmp_path / "whole", "--max-iter", "4")
+    folder = train(tmp_path / "cut", "--max-iter", "3")
+    log = folder / "metrics.jsonl"
+    log.write_bytes(log.read_bytes()[:-20])
+    (folder / "checkpoint-8bits-000003.pt").unlink()
+    assert run.main(["--resume", str(folder), "--max-iter", "4"]) == 0
+    assert_same(outcome(reference), outcome(folder), files=5)
+
+
 # ---- A signal during an evaluation ----
 
 
@@ -89,14 +99,17 @@ def stop_at(monkeypatch, call):
     monkeypatch.setattr(recorder, "encode", encode)
 
 
-@pytest.mark.parametrize("method", ["main_mmasia", "orthohash"])
-def test_an_evaluation_is_left_at_once_and_made_up_for(method, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("method", "stops"),  # (which call of `encode`, iterations that are done then)
+    [("main_mmasia", [(1, 3), (2, 3), (3, 5)]), ("orthohash", [(2, 3)])],
+)
+def test_an_evaluation_is_left_at_once_and_made_up_for(method, stops, tmp_path, capsys):
     flags = ["--method", method, "--max-iter", "5", "--validate", "100", "--save-iter", "100"]
     reference = train(tmp_path / "unbroken", *flags)
-    for call, done in ((1, 3), (2, 3), (3, 5)):  # the queries and the rest at iteration 3, then the end
+    for call, done in stops:
         logs = tmp_path / f"stopped-{call}"
         with pytest.MonkeyPatch.context() as patch:
-            stop_at(patch, call if method == "main_mmasia" else 2 * call - 1)
+            stop_at(patch, call)
             assert run.main([*FLAGS, *flags, "--logs", str(logs)]) == 143
         (folder,) = logs.iterdir()
         assert f"stopped by SIGTERM; resume with: python run.py --resume {folder}." in capsys.readouterr().err
@@ -106,7 +119,7 @@ def test_an_evaluation_is_left_at_once_and_made_up_for(method, tmp_path, monkeyp
         assert_same(outcome(reference), outcome(folder), files=5)
 
 
-def test_the_last_evaluation_is_left_at_once(tmp_path, monkeypatch):
+def test_the_last_evaluation_is_left_at_once(tmp_path):
     reference = train(tmp_path / "unbroken", "--max-iter", "3", "--code-length", "8,12")
     logs = tmp_path / "stopped"
     with pytest.MonkeyPatch.context() as patch:

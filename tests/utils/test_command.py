@@ -6,10 +6,13 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 import run
+from data.pixels import ImageFiles
+from tests import image_trees
 from training import preflight
 from utils.command import Parser, bounded, run_command
 from utils.errors import UserError
@@ -67,6 +70,28 @@ def test_a_signal_before_training_starts_is_one_line(number, status, tmp_path, m
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("cache", ["on", "off"])
+def test_a_signal_while_images_are_decoded_is_one_line(cache, number, status, tmp_path, monkeypatch, capsys):
+    image_trees.folder_tree(tmp_path / "photos")
+    real, rows = ImageFiles.decode, []
+
+    def decode(self, row):
+        rows.append(row)
+        if len(rows) == 5:
+            os.kill(os.getpid(), number)
+        return real(self, row)
+
+    monkeypatch.setattr(ImageFiles, "decode", decode)
+    before = {path for path in tmp_path.rglob("*") if path.is_file()}
+    flags = ["--dataset", "folder", "--root", str(tmp_path / "photos"), "--weights", "none", "--cache", cache]
+    assert run.main([*flags, "--logs", str(tmp_path / "logs")]) == status
+    assert capsys.readouterr().err == f"run.py: stopped by {signal.Signals(number).name}; nothing was written.\n"
+    assert {path.name for path in tmp_path.rglob("*") if path.is_file() and path not in before} <= {
+        "folder-256.pixels.lock"
+    }
+
+
 def test_a_reader_that_has_gone_ends_the_command_quietly():
     script = """
 import sys
@@ -85,6 +110,17 @@ sys.exit(run_command("x", work))
     process.stdin.close()
     assert process.wait(timeout=120) == 141 and process.stderr.read() == b""
     process.stderr.close()
+
+
+def test_an_error_that_nobody_reads_keeps_its_status(monkeypatch):
+    def gone(text):
+        raise BrokenPipeError
+
+    def work():
+        raise UserError("bad")
+
+    monkeypatch.setattr(sys, "stderr", SimpleNamespace(write=gone, flush=lambda: None))
+    assert run_command("x", work) == 2
 
 
 def test_a_parser_complains_in_one_line(capsys):

@@ -4,12 +4,13 @@ import errno
 import os
 import pickle
 import threading
+from pathlib import Path
 
 import pytest
 import torch
 
 from utils.errors import UserError
-from utils.files import Locked, load_tensors, locked, read_json, require_place, write_file, write_json
+from utils.files import Locked, load_tensors, locked, read_json, require_place, save_tensors, write_file, write_json
 
 
 def test_json_round_trip_and_what_is_refused(tmp_path):
@@ -62,6 +63,35 @@ def test_a_write_that_fails_leaves_the_previous_file(tmp_path):
     assert path.read_bytes() == b"first" and [entry.name for entry in tmp_path.iterdir()] == ["a"]
     with pytest.raises(UserError, match=r"could not be written .No such file or directory"):
         write_file(tmp_path / "none" / "a", lambda file: None)
+
+
+def test_a_link_stays_and_its_file_is_replaced_whole(tmp_path):
+    target, link = tmp_path / "elsewhere" / "a", tmp_path / "link"
+    target.parent.mkdir()
+    target.write_bytes(b"first")
+    link.symlink_to(target)
+    require_place(link, "-o")
+
+    def full(file):
+        file.write(b"half of the sec")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(UserError, match=r"link: could not be written .No space left"):
+        write_file(link, full)
+    assert link.is_symlink() and target.read_bytes() == b"first"
+    write_file(link, lambda file: file.write(b"second"))
+    assert link.is_symlink() and target.read_bytes() == b"second" and len(list(target.parent.iterdir())) == 1
+
+
+def test_a_device_is_written_in_place(tmp_path):
+    write_file(Path("/dev/null"), lambda file: file.write(b"x"))
+    with open(tmp_path / "a", "wb") as file:
+        write_file(Path(f"/dev/fd/{file.fileno()}"), lambda written: written.write(b"x"))
+        file.seek(0, os.SEEK_END)
+        file.write(b"y")
+    assert (tmp_path / "a").read_bytes() == b"xy"
+    with pytest.raises(UserError, match=r"-o /dev/full: could not be written .No space left on device.*another file"):
+        save_tensors(Path("/dev/full"), {"a": torch.zeros(10_000)}, "-o")
 
 
 def test_a_place_is_checked_before_the_computation(tmp_path):

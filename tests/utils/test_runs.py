@@ -11,8 +11,14 @@ from utils.runs import read_metrics, read_results
 
 def test_a_last_line_that_is_still_being_written_is_left_out(tmp_path):
     lines = "".join(json.dumps(row) + "\n" for row in metrics())
-    (tmp_path / "metrics.jsonl").write_text(lines + '{"code_length": 32, "iter')
+    for cut in ('{"code_length": 32, "iter', '{"code_length": 32, "iter\n', "\0" * 40, "\xff\n", ""):
+        (tmp_path / "metrics.jsonl").write_text(lines + cut)
+        assert read_metrics(tmp_path) == metrics()
+    (tmp_path / "metrics.jsonl").write_text(lines.rstrip("\n"))  # cut just before the end of the line
     assert read_metrics(tmp_path) == metrics()
+    (tmp_path / "metrics.jsonl").write_text("{\n" + lines)
+    with pytest.raises(UserError, match=r"metrics\.jsonl: line 1 is not an iteration of a run; remove it\."):
+        read_metrics(tmp_path)
 
 
 def row(**maps):
