@@ -171,9 +171,12 @@ def test_the_json_files_of_a_run(folder, monkeypatch):
     path = folder / "config.json"
     assert check(path, read, write_json, json.loads(path.read_text())) > MUTATIONS / 4
     path = folder / "results.json"
-    read = [lambda: result_table(read_results(folder)), lambda: reports_of(folder)]
-    for each in read:
-        assert check(path, each, write_json, json.loads(path.read_text())) > MUTATIONS / 4
+
+    def read_rows():
+        result_table(read_results(folder))
+        reports_of(folder)
+
+    assert check(path, read_rows, write_json, json.loads(path.read_text())) > MUTATIONS / 4
     path = folder / "failed.json"
     check(path, lambda: read_failure(folder), write_json, json.loads(path.read_text()))
 
