@@ -12,6 +12,7 @@ import os
 import re
 import stat
 import warnings
+from collections import defaultdict
 from collections.abc import Iterator
 from typing import IO, cast
 
@@ -31,6 +32,8 @@ else:
 # The version of the rules from a file to its pixels. Caches and indexes keep it, and are not used with other rules.
 DECODING = 2
 _JPEG_TIMES = 4  # the pixels of a JPEG that is decoded at half its width and height, over those of other images
+# A limit is divided by this: the decoder's memory for each pixel, over the 6 bytes that keep the limit below 300 MB.
+_MEMORY = defaultdict(lambda: 1.0, {"progressive": 1.25, "TIFF": 1.5, "AVIF": 2.0, "WEBP": 3.0, "JPEG2000": 4.0})
 MOST_RATIO = 200  # of the longer side to the shorter one
 MOST_SIDE = 50_000  # pixels of the longer side: a thin image needs much memory while it is resized
 # Larger images are not turned or converted as a whole before they are resized, or there would be two copies in memory.
@@ -121,14 +124,19 @@ def _require_readable(image: Image.Image, most_pixels: int) -> None:
         raise BadImage(f"{width:,} × {height:,} pixels: one side is more than {MOST_RATIO} times the other; crop it")
     if max(width, height) > MOST_SIDE:
         raise BadImage(f"{width:,} × {height:,} pixels: one side has more than {MOST_SIDE:,}; crop it")
-    if width * height > most_pixels and image.format in ("JPEG", "MPO") and not image.info.get("progressive"):
+    kind = image.format or ""
+    progressive = kind in ("JPEG", "MPO") and bool(image.info.get("progressive"))
+    limit = int(most_pixels / _MEMORY["progressive" if progressive else kind])
+    if kind in ("JPEG", "MPO") and width * height > most_pixels / (2 if progressive else 1):
         image.draft(None, (width // 2, height // 2))
-    if image.width * image.height > most_pixels:
-        raise _too_large(f"{width:,} × {height:,} pixels are", most_pixels)
+    # The decoder of a progressive JPEG holds the whole image, whatever the size of its output.
+    if (width * height if progressive else image.width * image.height) > limit:
+        raise _too_large(f"{width:,} × {height:,} pixels are", limit, kind if limit < most_pixels else "")
 
 
-def _too_large(pixels: str, most_pixels: int) -> BadImage:
-    return BadImage(f"{pixels} more than {most_pixels:,}; make it smaller, or raise --max-pixels")
+def _too_large(pixels: str, limit: int, kind: str = "") -> BadImage:
+    of_kind = f", the limit for {kind}" if kind else ""
+    return BadImage(f"{pixels} more than {limit:,}{of_kind}; make it smaller, or raise --max-pixels")
 
 
 def open_image(

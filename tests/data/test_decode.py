@@ -289,11 +289,25 @@ def test_memory_and_warnings(tmp_path: Path) -> None:
     """A line of pixels, and the largest image of the most extreme shape; and what reaches stderr."""
     photo(6).save(tmp_path / "a.jpg", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff" + bytes(20))
     write_png(tmp_path / "tall.png", 1000, 50_000, 8, 2, 85)
-    paths = [str(tmp_path / name) for name in ("a.jpg", "tall.png")]
+    photo(6, 4080, 4080).save(tmp_path / "large.webp", method=0)
+    paths = [str(tmp_path / name) for name in ("a.jpg", "tall.png", "large.webp")]
     done = subprocess.run([sys.executable, "-c", MEASURE, *paths], capture_output=True, text=True, check=True)
     line, images = map(int, done.stdout.split())
     assert line < 20e6 and 150e6 < images < 300e6
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "limit"),
+    [("a.webp", {}, 900), ("a.jp2", {}, 675), ("a.tif", {}, 1800), ("a.jpg", {"progressive": True}, 2160)],
+)
+def test_formats_whose_decoders_need_more_memory_have_a_lower_limit(tmp_path, name, options, limit) -> None:
+    """An image of 60 × 45 pixels, and the limits of formats that are below --max-pixels 2700."""
+    path = tmp_path / name
+    photo(1).save(path, **options)
+    with pytest.raises(BadImage, match=rf"60 × 45 pixels are more than {limit:,}, the limit for \w+; make it smaller"):
+        decode(path, 20, most_pixels=2700)
+    assert decode(path, 20, most_pixels=4 * 2700).shape == (20, 26, 3)
 
 
 def test_pillow_logs_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
