@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import subprocess
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -9,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from reports.read_mat import IS_HDF5
 from utils.errors import UserError
 from utils.files import load_tensors
 from utils.runs import ROLES
@@ -102,10 +106,12 @@ def read_array(file: CodeFile) -> torch.Tensor:
         if not isinstance(tensor, torch.Tensor):
             raise UserError(f"{path}: holds a {type(tensor).__name__}, not a tensor.")
         return tensor
-    arrays = _read_mat(path) if path.suffix == ".mat" else _read_numpy(path)
+    arrays = _read_mat(path) if path.suffix == ".mat" else _read_numpy(path, path)
     if file.array is None and {"codes", "code_length"} <= arrays.keys():
-        bits = np.unpackbits(arrays["codes"], axis=1, count=int(arrays["code_length"]))
-        return torch.from_numpy(2 * bits.astype(np.int8) - 1)
+        codes, length = arrays["codes"], arrays["code_length"]
+        if codes.dtype != np.uint8 or codes.ndim != 2 or length.dtype.kind != "i" or length.ndim:
+            raise UserError(f"{path}: not a file of `python -m search encode`; name one of its arrays.")
+        return torch.from_numpy(2 * np.unpackbits(codes, axis=1, count=int(length)).astype(np.int8) - 1)
     name = next(iter(arrays)) if file.array is None and len(arrays) == 1 else file.array
     if name not in arrays:
         raise UserError(f"{path}: name one of its arrays, such as {path}:{next(iter(arrays), '')} ({_some(arrays)}).")
@@ -115,26 +121,23 @@ def read_array(file: CodeFile) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(array))
 
 
-def _read_numpy(path: Path) -> dict[str, np.ndarray]:
+def _read_numpy(file: Path | io.BytesIO, path: Path) -> dict[str, np.ndarray]:
     try:
-        content = np.load(path, allow_pickle=False)
+        content = np.load(file, allow_pickle=False)
         return {"": content} if isinstance(content, np.ndarray) else dict(content)
     except Exception as error:  # numpy and zipfile raise many types here
-        raise UserError(f"{path}: damaged, or not saved by numpy without pickled objects ({error}).") from error
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{path}: damaged, or not saved by numpy without pickled objects ({reason}).") from error
 
 
 def _read_mat(path: Path) -> dict[str, np.ndarray]:
-    from scipy.io import loadmat  # slow to import
-
-    try:
-        content = loadmat(path)
-    except NotImplementedError:
-        raise UserError(f"{path}: is a version 7.3 file, which is HDF5; save it in Matlab with -v7.") from None
-    except Exception as error:  # scipy raises many types here
-        raise UserError(f"{path}: damaged, or not a mat file ({error}).") from error
-    # A sparse matrix, as Matlab users save labels, becomes a dense one.
-    arrays = {name: value.toarray() if hasattr(value, "toarray") else value for name, value in content.items()}
-    return {name: value for name, value in arrays.items() if isinstance(value, np.ndarray)}
+    command = [sys.executable, "-m", "reports.read_mat", str(path.resolve())]
+    done = subprocess.run(command, capture_output=True, cwd=Path(__file__).parents[1])
+    if done.returncode == IS_HDF5:
+        raise UserError(f"{path}: is a version 7.3 file, which is HDF5; save it in Matlab with -v7.")
+    if done.returncode:
+        raise UserError(f"{path}: damaged, or not a mat file; save it again in Matlab with -v7.")
+    return _read_numpy(io.BytesIO(done.stdout), path)
 
 
 def _some(names: Iterable[str]) -> str:

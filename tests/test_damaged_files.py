@@ -24,6 +24,7 @@ from data.pixel_cache import open_cache
 from data.pixels import ImageFiles
 from modules.pretrained import read_state
 from reports import tables
+from reports.code_files import find_code_sets
 from reports.evaluate import evaluate_set
 from reports.figures import group_runs, load_run, metrics_by_length
 from search import model
@@ -40,7 +41,7 @@ from training.recorder import Recorder
 from training.run_folder import RunFolder
 from utils.errors import UserError
 from utils.files import load_tensors, save_tensors
-from utils.runs import find_code_sets, read_failure, read_metrics, read_results
+from utils.runs import read_failure, read_metrics, read_results
 
 MUTATIONS = 100
 FLAGS = ["--dataset", "digits", "--image-size", "16", "--num-samples", "60", "--max-epoch", "1", "--max-iter", "2"]
@@ -247,7 +248,7 @@ def test_checkpoints(folder):
 
 def test_code_files(folder):
     (code_set,) = find_code_sets([folder])
-    for path in code_set.paths.values():
+    for path, _ in code_set.files.values():
         assert check(path, lambda: evaluate_set(code_set, topk=None), save_old, {"": tensors_of(path)}, wrong_tensors())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -157,6 +158,7 @@ def test_bad_labels_behind_the_names(tmp_path: Path, database: list[str], messag
 def test_images_that_are_query_and_database(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Without --check, by their names."""
     trees.lists_tree(tmp_path)
+    caplog.set_level(logging.WARNING)
     load_data("lists", tmp_path, Options(**SMALL))
     assert not caplog.text
     names = (tmp_path / "query_img.txt").read_text().splitlines()

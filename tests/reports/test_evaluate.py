@@ -108,6 +108,7 @@ def test_files_with_any_names(tmp_path, capsys, caplog):
     codes, labels = caplog.messages
     assert codes.endswith("codes.npz: query_code and database_code without -1: read as bits, 0 as -1 and 1 as +1.")
     assert labels.endswith("codes.npz: labels of one column: read as class numbers, not as multi-hot rows.")
+    capsys.readouterr()
     refuse([*flags[:6]], capsys, "--query-codes: give --query-codes, --database-codes, --query-labels, --database-la")
     refuse([*flags, tmp_path], capsys, "--query-codes: give", "without other paths")
 
