@@ -22,13 +22,18 @@ to the moment it asks for the next one.
     graphs         ours, with --cuda-graphs (GPU only), and so are bfloat16-graphs and tf32-graphs
     tf32, no-tf32  ours, with TensorFloat-32 for all products and convolutions, or for none (GPU only); torch's default,
                    as in ours, is for convolutions alone
+    passive        ours, with threads that sleep while they wait for each other (OMP_WAIT_POLICY=PASSIVE)
+    active         ours, with threads that spin (OMP_WAIT_POLICY=ACTIVE)
+    one-thread     ours, with one thread
 
 Those after compile run only if `--rows` names them: a row takes about 3 GB of memory.
 """
 
 from __future__ import annotations
 
+import os
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -37,6 +42,7 @@ from contextlib import ExitStack
 from functools import partial, partialmethod
 from multiprocessing.connection import Connection
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -69,6 +75,13 @@ MORE_ROWS = (
     "tf32-graphs",
     "no-tf32",
 )
+THREAD_ROWS = ("passive", "active", "one-thread")
+# What OpenMP reads when torch is imported.
+ENVIRONMENT = {
+    "passive": {"OMP_WAIT_POLICY": "PASSIVE"},
+    "active": {"OMP_WAIT_POLICY": "ACTIVE"},
+    "one-thread": {"OMP_NUM_THREADS": "1"},
+}
 BITS, BATCH, CLASSES, GAMMA = 32, 64, 10, 10.0
 # NVIDIA's data sheet of the H100 SXM: float32 without tensor cores, tf32 and bfloat16 with them (dense), memory.
 H100 = {"float32": 67e12, "tf32": 495e12, "bfloat16": 989e12, "bytes": 3.35e12}
@@ -200,13 +213,19 @@ def compiled_loop(*arguments: Any, **parts: Any) -> training.loop.Loop:
     return training.loop.Loop(*arguments, **parts)
 
 
-def measure(method: str, image_size: int, rows: list[str], rounds: int) -> dict[str, list[tuple[float, int]]]:
-    """Seconds and peak memory in bytes of each step, by row."""
+def measure(
+    method: str, image_size: int, rows: list[str], rounds: int, busy: int = 0
+) -> dict[str, list[tuple[float, int]]]:
+    """Seconds and peak memory in bytes of each step, by row, while `busy` other processes compute all the time."""
     with tempfile.TemporaryDirectory() as logs, ExitStack() as stack:
         works = {}
         for row in rows:
             steps = worker(f"--rows {row}", run_steps, row, method, image_size, f"{logs}/{row}")
-            works[row] = partial(stack.enter_context(steps), "step")
+            with mock.patch.dict(os.environ, ENVIRONMENT.get(row, {})):
+                works[row] = partial(stack.enter_context(steps), "step")
+        for _ in range(busy):
+            other = stack.enter_context(subprocess.Popen([sys.executable, "-c", "while True: pass"]))
+            stack.callback(other.kill)
         return in_turn(works, rounds, warm_up=3)
 
 
@@ -235,10 +254,11 @@ def main() -> None:
     parser.add_argument("--image-size", type=bounded(int, 1), action="append", help="(default: 64 and 224)")
     parser.add_argument("--rows", default=",".join(ROWS), help="rows, separated by commas [%(default)s]")
     parser.add_argument("--rounds", type=bounded(int, 1), default=5, help="timed steps of each row [%(default)s]")
+    parser.add_argument("--busy", type=bounded(int, 0), default=0, metavar="N", help="other processes that compute [0]")
     parser.add_argument("--numbers", action="store_true", help="only the operations and bytes")
     given = parser.parse_args()
     rows = given.rows.split(",")
-    known = ROWS + MORE_ROWS
+    known = ROWS + MORE_ROWS + THREAD_ROWS
     if unknown := set(rows) - set(known):
         parser.error(f"--rows: unknown {', '.join(sorted(unknown))}; use {', '.join(known)}")
     machines = {"H100 (data sheet)": H100}
@@ -256,7 +276,7 @@ def main() -> None:
             print_numbers(method, image_size, machines)
             if given.numbers:
                 continue
-            measured = measure(method, image_size, rows, given.rounds)
+            measured = measure(method, image_size, rows, given.rounds, given.busy)
             medians = {row: statistics.median(taken for taken, _ in steps) for row, steps in measured.items()}
             table = []
             for row, steps in measured.items():
