@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -30,6 +31,9 @@ MODULES = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run with the given command line; returns the exit status (`utils.command.run_command`)."""
     configure_logging()
+    # OpenMP reads it when torch is imported. Threads that spin while they wait for one that another program has
+    # displaced make training on a shared machine slower than with one thread (docs/performance.md).
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
     def work() -> int:
         command = parse_command(sys.argv[1:] if arguments is None else arguments, method_name=method_name)

@@ -9,7 +9,7 @@ other rows run `train` of main_mmasia.py or main_tomm.py; a step is timed from t
 to the moment it asks for the next one.
 
     plain          the reference: default Adam, TOMM's second pass with its graph, freed memory returned to the system
-    ours           the main as run.py starts it, float32
+    ours           the main as run.py starts it, float32, but threads wait as OpenMP does by default
     bfloat16       the same with --precision bfloat16
     no-fused       ours, but the optimisers with torch's default instead of fused=True
     no-kept        ours, but freed memory is returned to the system after each step

@@ -1,6 +1,7 @@
 """run.py as a user calls it: what a run leaves, that it can be had again, and how it refuses bad input."""
 
 import json
+import os
 import pickle
 import re
 import subprocess
@@ -283,6 +284,15 @@ def test_help_lists_the_datasets_and_shows_the_defaults_of_the_chosen_one(flags,
     for flag, default in defaults.items():
         (described,) = re.findall(rf"\n  {flag} .*(?:\n {{9,}}.*)*", text)
         assert described.endswith(f"[{default}]"), described
+
+
+@pytest.mark.parametrize(("given", "policy"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_threads_sleep_while_they_wait_unless_the_user_says_otherwise(given, policy, monkeypatch):
+    monkeypatch.setenv("OMP_WAIT_POLICY", given or "")
+    if given is None:
+        monkeypatch.delenv("OMP_WAIT_POLICY")
+    assert run.main(["--help"]) == 0
+    assert os.environ["OMP_WAIT_POLICY"] == policy
 
 
 def test_help_imports_no_torch():
