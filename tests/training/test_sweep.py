@@ -403,8 +403,9 @@ def test_a_cell_that_outlives_its_sweep_is_not_disturbed(tmp_path, cells):
     assert run.main(command) == 0 and not (cell / "failed.json").exists()
 
 
-def test_a_real_child_trains_the_real_networks(tmp_path, capfd):
+def test_a_real_child_trains(tmp_path, capfd):
     tiny = ["--num-samples", "2", "--max-iter", "1", "--num-query", "20", "--save-iter", "0", "--code-length", "12"]
+    tiny += ["--backbone", "squeezenet1_0", "--image-size", "32"]
     assert run.main([*tiny, "--logs", str(tmp_path), "--seeds", "4", "--sweep", "real"]) == 0, capfd.readouterr().err
     folder = tmp_path / "real" / "main_mmasia-digits-12bits-seed4"
     config = json.loads((folder / "config.json").read_text())
