@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from training.command_line import Command, parse_command
+from training.settings import BASELINES, METHODS
 from utils.command import run_command
 from utils.errors import UserError
 from utils.interrupt import Interrupted
@@ -21,10 +22,9 @@ method_name = "main_mmasia"
 # The module whose `train` trains a method. Modules that need torch are imported when a run starts: torch is slow to
 # import, and --help does not need it.
 MODULES = {
-    "main_mmasia": "main_mmasia",
-    "main_tomm": "main_tomm",
+    **{method: method for method in METHODS},
+    **dict.fromkeys(BASELINES, "baselines.symmetric"),
     "adsh": "baselines.adsh",
-    **dict.fromkeys(("dpsh", "hashnet", "csq", "greedyhash", "orthohash"), "baselines.symmetric"),
 }
 
 

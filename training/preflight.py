@@ -20,7 +20,7 @@ from utils.devices import require_working
 from utils.errors import UserError
 from utils.files import require_writable
 from utils.log import log
-from utils.runs import checkpoints, read_results
+from utils.runs import checkpoints, has_result, read_results
 
 
 def preflight(settings: Settings, fresh: Collection[int] | None = None) -> tuple[Settings, torch.device, Split]:
@@ -59,9 +59,12 @@ def to_start(settings: Settings, folder: Path | None) -> list[int]:
     """The code lengths that a run in `folder` starts from --weights: neither finished nor in a checkpoint."""
     if folder is None:
         return list(settings.code_length)
-    wanted = settings.max_iter
-    finished = {row["code_length"] for row in read_results(folder) if row.get("iterations", wanted) >= wanted}
-    return [bits for bits in settings.code_length if bits not in finished and not checkpoints(folder, bits)]
+    rows, iterations = read_results(folder), settings.max_iter
+    return [
+        bits
+        for bits in settings.code_length
+        if not has_result(rows, bits, iterations) and not checkpoints(folder, bits)
+    ]
 
 
 def usable_device(settings: Settings) -> torch.device:

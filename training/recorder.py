@@ -88,7 +88,7 @@ class Recorder:
             self._show(row, query_code, codes)
 
     def images_to_encode(self, codes: Tensor | None) -> int:
-        """Images that one code length encodes, in all its evaluations; `codes` as for `iteration`."""
+        """Images that one code length encodes, in all its evaluations; `codes` as for `record`."""
         evaluations = -(-self.settings.max_iter // self.settings.eval_iter)
         queries, database = len(self.split.query), len(self.split.database)
         validation = 0 if self.split.validation is None else len(self.split.validation)

@@ -37,6 +37,7 @@ from utils.runs import (
     checkpoint_file,
     checkpoints,
     code_set_name,
+    has_result,
     is_run,
     model_file,
     read_config,
@@ -143,10 +144,7 @@ class RunFolder:
 
     def is_finished(self, code_length: int) -> bool:
         """Whether results.json has the row of this code length, after all iterations."""
-        wanted = self.settings.max_iter
-        return any(
-            row["code_length"] == code_length and row.get("iterations", wanted) >= wanted for row in self.results
-        )
+        return has_result(self.results, code_length, self.settings.max_iter)
 
     def log(self, row: dict[str, Any]) -> None:
         """Append the row of an iteration to metrics.jsonl."""

@@ -71,8 +71,9 @@ def average_precision(
 
     Source: McSherry & Najork, ECIR 2008; the formulas are in docs/evaluation.md.
     """
+    _require_one_of("denominator", denominator, DENOMINATORS)
     matrices = checked(query_code, database_code, query_labels, database_labels)
-    return torch.from_numpy(_average_precisions(matrices, device, topk, ties, _Convention(denominator).denominator)[0])
+    return torch.from_numpy(_average_precisions(matrices, device, topk, ties, denominator)[0])
 
 
 def evaluate_codes(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -116,6 +117,11 @@ def read_results(folder: Path) -> list[dict[str, Any]]:
         if "network" not in found or not all("expected" in found[kind] for kind in DATABASES if kind in found):
             raise UserError(f"{path}: not the results of a run; restore the file.")
     return rows
+
+
+def has_result(rows: Sequence[Mapping[str, Any]], code_length: int, iterations: int) -> bool:
+    """Whether `read_results` has the row of a code length after so many iterations; older rows do not say how many."""
+    return any(row["code_length"] == code_length and row.get("iterations", iterations) >= iterations for row in rows)
 
 
 def read_failure(folder: Path) -> str | None:
