@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from data import Split
 from modules import MLP, CycleNet, cycle_loss_parts, image_network
@@ -60,8 +61,7 @@ def train(run: RunFolder, code_length: int, split: Split) -> dict[str, Any]:
         cycle_terms=not settings.no_cycle_terms,
     )
 
-    # ---- Alternating optimisation ----
-    update = partial(discrete_step, alpha=settings.alpha, beta=settings.beta, gamma=settings.gamma)
+    # ---- Iterations, evaluation and checkpoints around them ----
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bfloat16")
     codes = torch.zeros(len(database), code_length, device=device)  # B; rows never drawn stay 0
     loop = Loop(
@@ -74,6 +74,39 @@ def train(run: RunFolder, code_length: int, split: Split) -> dict[str, Any]:
         model_cycle=model_cycle,
         optimizer=optimizer,
     )
+
+    # ---- A mini-batch ----
+    def step(images: Tensor, targets: Tensor, b: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """Images [N, 3, S, S], labels [N, C] and codes [N, K] of a mini-batch: the networks learn.
+
+        Returns the losses, and U_image, U_label and U_latent, [3, N, K].
+        """
+        similarity = label_similarity(targets)  # [N, N]
+
+        # ---- Cycle step ----
+        with autocast:
+            image_features, image_code = model_image(images)  # [N, F], [N, K]
+            label_features, label_code = model_label(targets)  # [N, 512], [N, K]
+            latent_code, _, image_code_rec, label_code_rec = model_cycle(
+                image_features, label_features, similarity
+            )  # [N, K], Z, [N, K], [N, K]
+        losses = cycle_losses(
+            latent_code.to(codes),  # float32, also after bfloat16
+            image_code.to(codes),
+            label_code.to(codes),
+            image_code_rec.to(codes),
+            label_code_rec.to(codes),
+            b,
+            similarity,
+        )
+        optimizer.zero_grad()
+        torch.stack(list(losses.values())).sum().backward()
+        optimizer.step()
+        return losses, torch.stack((image_code, label_code, latent_code)).detach().to(codes)
+
+    # ---- Alternating optimisation ----
+    update = partial(discrete_step, alpha=settings.alpha, beta=settings.beta, gamma=settings.gamma)
+    train_step = loop.recorded(step, optimizer)
     for iteration, sample in loop.iterations():  # sample: Ω
         # ---- Passes over the sample: the networks learn, B is fixed ----
         for epoch in range(settings.max_epoch):
@@ -81,30 +114,8 @@ def train(run: RunFolder, code_length: int, split: Split) -> dict[str, Any]:
             sample_codes = torch.zeros(3, settings.num_samples, code_length, device=device)
             # Every pass shuffles and crops again.
             for images, targets, rows in loop.batches(sample, iteration, epoch):  # [N, 3, S, S], [N, C], [N]
-                similarity = label_similarity(targets)  # [N, N]
-
-                # ---- Cycle step ----
-                with autocast:
-                    image_features, image_code = model_image(images)  # [N, F], [N, K]
-                    label_features, label_code = model_label(targets)  # [N, 512], [N, K]
-                    latent_code, _, image_code_rec, label_code_rec = model_cycle(
-                        image_features, label_features, similarity
-                    )  # [N, K], Z, [N, K], [N, K]
-                losses = cycle_losses(
-                    latent_code.to(codes),  # float32, also after bfloat16
-                    image_code.to(codes),
-                    label_code.to(codes),
-                    image_code_rec.to(codes),
-                    label_code_rec.to(codes),
-                    codes[rows],  # b, [N, K]
-                    similarity,
-                )
-                optimizer.zero_grad()
-                torch.stack(list(losses.values())).sum().backward()
-                optimizer.step()
-
-                place = torch.searchsorted(sample, rows)
-                sample_codes[:, place] = torch.stack((image_code, label_code, latent_code)).detach().to(codes)
+                losses, u = train_step(images, targets, codes[rows])
+                sample_codes[:, torch.searchsorted(sample, rows)] = u
                 loop.step(losses)
             loop.end_pass(iteration, epoch)
 

@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from data import Split
 from modules import (
@@ -73,8 +74,7 @@ def train(run: RunFolder, code_length: int, split: Split) -> dict[str, Any]:
         cycle_terms=not settings.no_cycle_terms,
     )
 
-    # ---- Alternating optimisation ----
-    update = partial(discrete_step, alpha=settings.alpha, beta=settings.beta, gamma=settings.gamma)
+    # ---- Iterations, evaluation and checkpoints around them ----
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bfloat16")
     codes = torch.zeros(len(database), code_length, device=device)  # B; rows never drawn stay 0
     loop = Loop(
@@ -92,6 +92,58 @@ def train(run: RunFolder, code_length: int, split: Split) -> dict[str, Any]:
         schedule_d=schedule_d,
         schedule_g=schedule_g,
     )
+
+    # ---- A mini-batch ----
+    def step(images: Tensor, targets: Tensor, b: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """Images [N, 3, S, S], labels [N, C] and codes [N, K] of a mini-batch: the networks learn.
+
+        Returns the losses, and U_image, U_label and U_latent, [3, N, K].
+        """
+        similarity = label_similarity(targets)  # [N, N]
+
+        # ---- Cycle step ----
+        with autocast:
+            image_features, image_code = model_image(images)  # [N, F], [N, K]
+            label_features, label_code = model_label(targets)  # [N, 512], [N, K]
+            latent_code, _, image_code_rec, label_code_rec = model_cycle(
+                image_features, label_features, similarity
+            )  # [N, K], Z, [N, K], [N, K]
+        losses = cycle_losses(
+            latent_code.to(codes),  # float32, also after bfloat16
+            image_code.to(codes),
+            label_code.to(codes),
+            image_code_rec.to(codes),
+            label_code_rec.to(codes),
+            b,
+            similarity,
+        )
+        optimizer.zero_grad()
+        torch.stack(list(losses.values())).sum().backward()
+        optimizer.step()
+
+        # ---- Adversarial step: forward again with the new weights and new dropout ----
+        if not settings.no_discriminator:
+            with autocast, torch.no_grad():  # the features enter model_cycle detached: no graph is needed here
+                image_features, image_code = model_image(images)
+                label_features, label_code = model_label(targets)
+            with autocast:
+                latent_code, _, image_code_rec, label_code_rec = model_cycle(image_features, label_features, similarity)
+            generated = image_code_rec.to(codes), label_code_rec.to(codes)
+            real = discriminator(image_code.to(codes), label_code.to(codes))  # [2N]
+            fake = discriminator(*(code.detach() for code in generated))  # [2N]
+            losses["discriminator"] = discriminator_loss(real, fake)
+            optimizer_d.zero_grad()
+            losses["discriminator"].backward()
+            optimizer_d.step()
+            losses["generator"] = generator_loss(discriminator(*generated))
+            optimizer_g.zero_grad()
+            losses["generator"].backward(inputs=list(model_cycle.parameters()))  # not into D
+            optimizer_g.step()
+        return losses, torch.stack((image_code, label_code, latent_code)).detach().to(codes)
+
+    # ---- Alternating optimisation ----
+    update = partial(discrete_step, alpha=settings.alpha, beta=settings.beta, gamma=settings.gamma)
+    train_step = loop.recorded(step, optimizer, optimizer_d, optimizer_g)
     for iteration, sample in loop.iterations():  # sample: Ω
         # ---- Passes over the sample: the networks learn, B is fixed ----
         for epoch in range(settings.max_epoch):
@@ -100,51 +152,8 @@ def train(run: RunFolder, code_length: int, split: Split) -> dict[str, Any]:
             # Every pass repeats the same shuffle and crops, unless an ablation asks for new ones.
             key = (iteration, epoch) if settings.fresh_batches else (iteration,)
             for images, targets, rows in loop.batches(sample, *key):  # [N, 3, S, S], [N, C], [N]
-                similarity = label_similarity(targets)  # [N, N]
-
-                # ---- Cycle step ----
-                with autocast:
-                    image_features, image_code = model_image(images)  # [N, F], [N, K]
-                    label_features, label_code = model_label(targets)  # [N, 512], [N, K]
-                    latent_code, _, image_code_rec, label_code_rec = model_cycle(
-                        image_features, label_features, similarity
-                    )  # [N, K], Z, [N, K], [N, K]
-                losses = cycle_losses(
-                    latent_code.to(codes),  # float32, also after bfloat16
-                    image_code.to(codes),
-                    label_code.to(codes),
-                    image_code_rec.to(codes),
-                    label_code_rec.to(codes),
-                    codes[rows],  # b, [N, K]
-                    similarity,
-                )
-                optimizer.zero_grad()
-                torch.stack(list(losses.values())).sum().backward()
-                optimizer.step()
-
-                # ---- Adversarial step: forward again with the new weights and new dropout ----
-                if not settings.no_discriminator:
-                    with autocast, torch.no_grad():  # the features enter model_cycle detached: no graph is needed here
-                        image_features, image_code = model_image(images)
-                        label_features, label_code = model_label(targets)
-                    with autocast:
-                        latent_code, _, image_code_rec, label_code_rec = model_cycle(
-                            image_features, label_features, similarity
-                        )
-                    generated = image_code_rec.to(codes), label_code_rec.to(codes)
-                    real = discriminator(image_code.to(codes), label_code.to(codes))  # [2N]
-                    fake = discriminator(*(code.detach() for code in generated))  # [2N]
-                    losses["discriminator"] = discriminator_loss(real, fake)
-                    optimizer_d.zero_grad()
-                    losses["discriminator"].backward()
-                    optimizer_d.step()
-                    losses["generator"] = generator_loss(discriminator(*generated))
-                    optimizer_g.zero_grad()
-                    losses["generator"].backward(inputs=list(model_cycle.parameters()))  # not into D
-                    optimizer_g.step()
-
-                place = torch.searchsorted(sample, rows)
-                sample_codes[:, place] = torch.stack((image_code, label_code, latent_code)).detach().to(codes)
+                losses, u = train_step(images, targets, codes[rows])
+                sample_codes[:, torch.searchsorted(sample, rows)] = u
                 loop.step(losses)
             loop.end_pass(iteration, epoch)
 

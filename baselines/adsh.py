@@ -90,6 +90,7 @@ def train(run: RunFolder, code_length: int, split: Split) -> dict[str, Any]:
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bfloat16")
     codes = torch.zeros(len(database), code_length, device=device)  # V
     loop = Loop(run, code_length, split, codes, model_image=model_image, optimizer=optimizer)
+    loop.replay(model_image)
     for iteration, sample in loop.iterations():  # sample: Ω
         ratio = balance_ratio(labels[sample], labels)  # r
 

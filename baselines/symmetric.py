@@ -70,6 +70,7 @@ def train(run: RunFolder, code_length: int, split: Split) -> dict[str, Any]:
     # ---- Training ----
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bfloat16")
     loop = Loop(run, code_length, split, None, model_image=model_image, loss=loss, optimizer=optimizer)
+    loop.replay(model_image)
     for iteration, sample in loop.iterations():  # sample: the rows drawn in this iteration
         for epoch in range(settings.max_epoch):
             progress = (iteration * settings.max_epoch + epoch) / (settings.max_iter * settings.max_epoch)

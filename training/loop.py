@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from data import Split, data_digest
 from data.data_loader import BatchLoader, train_batches
 from modules.discrete import draw_sample
 from training.checkpoint import Checkpoint, Stateful
-from training.cuda_graphs import replay_forward
+from training.cuda_graphs import RecordedStep, Step, replay_forward
 from training.divergence import require_codes, require_finite_state
 from training.progress import Progress
 from training.recorder import Recorder
@@ -46,16 +47,23 @@ class Loop:
         done, row = self.checkpoint.restore()
         if done < self.settings.max_iter:
             self.recorder.train_longer()
-        if self.settings.cuda_graphs and run.device.type == "cuda":
-            for network in (model_image, parts.get("model_label"), parts.get("model_cycle")):
-                if isinstance(network, nn.Module):
-                    replay_forward(network)
+        self.graphs = self.settings.cuda_graphs and run.device.type == "cuda"
         self.parts = {"model_image": model_image, **parts}
         self.progress = Progress(run, code_length, done, self.recorder.images_to_encode(self.database_codes))
         self.left = range(done, self.settings.max_iter)
         self.losses: dict[str, float] = {}
         if row is not None:
             self.recorder.record(row, self.database_codes)
+
+    def recorded(self, step: Step, *optimizers: torch.optim.Optimizer) -> Step:
+        """With --cuda-graphs a `RecordedStep`, otherwise `step` itself."""
+        # Gradients that several processes average are not part of a recording.
+        return RecordedStep(step, optimizers) if self.graphs and distributed.size() == 1 else step
+
+    def replay(self, network: nn.Module) -> None:
+        """With --cuda-graphs, `replay_forward` for a network whose step cannot be recorded as a whole."""
+        if self.graphs:
+            replay_forward(network)
 
     def iterations(self) -> Iterator[tuple[int, Tensor]]:
         """(number from 0, Ω) of each iteration that is not yet done.

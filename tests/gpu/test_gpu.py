@@ -17,6 +17,7 @@ from data.pixel_cache import CachedPixels
 from data.pixels import MemoryPixels
 from modules import image_network
 from modules.all_in_one import attend, attention
+from training.cuda_graphs import RecordedStep
 from training.loop import Loop
 from training.network_codes import encode
 from utils.devices import choose_device
@@ -78,21 +79,50 @@ def test_losses_are_those_of_the_cpu(method, tmp_path, exact, same_pixels):
     assert_losses_equal(cuda, cpu, 1e-3)
 
 
+# Five steps: one before the recording, three that are replayed, and a smaller one.
+REPLAYED = ["--num-samples", "278", "--cuda-graphs"]
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_cuda_graphs_change_no_loss(method, tmp_path, exact):
-    (plain,) = train(tmp_path / "plain", "--method", method)
-    (replayed,) = train(tmp_path / "replayed", "--method", method, "--cuda-graphs")
+    (plain,) = train(tmp_path / "plain", "--method", method, *REPLAYED[:2])
+    (replayed,) = train(tmp_path / "replayed", "--method", method, *REPLAYED)
     assert_losses_equal(replayed, plain, 1e-3)
 
 
-@pytest.mark.parametrize("flags", [[], ["--cuda-graphs"], ["--precision", "bfloat16", "--cuda-graphs"]])
+def test_a_recorded_step_follows_a_changed_rate():
+    def trained(recorded):
+        torch.manual_seed(0)
+        layer = nn.Linear(8, 8).cuda()
+        adam = torch.optim.Adam(layer.parameters(), lr=0.1, fused=True)
+
+        def step(x):
+            loss = layer(x).square().mean()
+            adam.zero_grad()
+            loss.backward()
+            adam.step()
+            return {"loss": loss}, layer.weight
+
+        take = RecordedStep(step, (adam,)) if recorded else step
+        losses = []
+        for number in range(8):
+            if number == 5:
+                adam.param_groups[0]["lr"] = 0.01
+            losses.append(take(torch.randn(4 if number == 3 else 16, 8, device="cuda"))[0]["loss"].detach())
+        return torch.stack(losses), layer.weight.detach()
+
+    for recorded, plain in zip(trained(True), trained(False), strict=True):
+        torch.testing.assert_close(recorded, plain)
+
+
+@pytest.mark.parametrize("flags", [[], REPLAYED, [*REPLAYED, "--precision", "bfloat16"]])
 @pytest.mark.parametrize("method", METHODS)
 def test_no_step_waits_for_the_gpu(method, flags, tmp_path, monkeypatch):
     batches = Loop.batches
 
     def watched(*arguments):
         for number, batch in enumerate(batches(*arguments)):
-            if number == 1:  # the first step allocates the state of Adam
+            if number == 2:  # the first step allocates the state of Adam, the second one may be recorded
                 torch.cuda.set_sync_debug_mode("error")
             yield batch
         torch.cuda.set_sync_debug_mode("default")
