@@ -47,7 +47,8 @@ class Loop:
         done, row = self.checkpoint.restore()
         if done < self.settings.max_iter:
             self.recorder.train_longer()
-        self.graphs = self.settings.cuda_graphs and run.device.type == "cuda"
+        # Gradients that several processes average cannot be part of a recording.
+        self.graphs = self.settings.cuda_graphs and run.device.type == "cuda" and distributed.size() == 1
         self.parts = {"model_image": model_image, **parts}
         self.progress = Progress(run, code_length, done, self.recorder.images_to_encode(self.database_codes))
         self.left = range(done, self.settings.max_iter)
@@ -57,8 +58,7 @@ class Loop:
 
     def recorded(self, step: Step, *optimizers: torch.optim.Optimizer) -> Step:
         """With --cuda-graphs a `RecordedStep`, otherwise `step` itself."""
-        # Gradients that several processes average are not part of a recording.
-        return RecordedStep(step, optimizers) if self.graphs and distributed.size() == 1 else step
+        return RecordedStep(step, optimizers) if self.graphs else step
 
     def replay(self, network: nn.Module) -> None:
         """With --cuda-graphs, `replay_forward` for a network whose step cannot be recorded as a whole."""

@@ -36,6 +36,8 @@ def preflight(settings: Settings, fresh: Collection[int] | None = None) -> tuple
     device = usable_device(settings)
     if settings.cuda_graphs and device.type != "cuda":  # no error: a run of a GPU may be resumed elsewhere
         log.warning("--cuda-graphs has no effect on the %s", device)
+    elif settings.cuda_graphs and distributed.launched_size() > 1:
+        log.warning("--cuda-graphs has no effect with several processes")
     require_writable(Path(settings.logs), f"--logs {settings.logs}", create=True)
     if settings.tensorboard:
         require_tensorboard()

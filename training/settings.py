@@ -150,9 +150,7 @@ class Settings:
     precision: str = option(
         "float32", ("float32", "bfloat16"), "precision of the networks' passes; bfloat16 is faster", "Training"
     )
-    cuda_graphs: bool = option(
-        False, None, "replay the kernels of the networks as CUDA graphs; faster on a GPU", "Training"
-    )
+    cuda_graphs: bool = option(False, None, "replay recorded kernels (CUDA graphs); faster on a GPU", "Training")
     save_iter: int = option(10, COUNT_OR_ZERO, "iterations between two checkpoints; 0: none", "Training")
 
     latent: str = option("sigmoid", ("sigmoid", "tanh"), "activation of the latent code", "Ablations")
