@@ -6,6 +6,7 @@ import sys
 import time
 
 import pytest
+import sklearn.datasets  # noqa: F401  the digits need it, and importing it takes a second
 import torch
 
 import main_mmasia
@@ -14,7 +15,7 @@ import run
 from modules import image_network
 from tests.small_networks import in_float64, shrink
 
-# The server imports torch once; every process is then forked from it in a moment.
+# The server imports everything once; every process is then forked from it in a moment.
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload([__name__])
 
