@@ -39,7 +39,7 @@ from benchmarks.timing import RESULTS, in_turn, print_table, worker, write_resul
 from data import ImageDataset, Options, load_data
 from data.data_loader import train_batches
 from data.pixels import MemoryPixels
-from data.transform import IMAGENET_MEAN, IMAGENET_STD, shorter_side_for
+from data.windows import IMAGENET_MEAN, IMAGENET_STD, shorter_side_for
 from utils.command import Parser, bounded, run_command
 from utils.devices import keep_freed_memory
 
@@ -78,13 +78,13 @@ class UsualImages(Dataset[tuple[torch.Tensor, int]]):
         return self.transform(Image.fromarray(item)), index
 
 
-def photo_like(random: np.random.Generator) -> Image.Image:
-    """500 × 375 RGB: a sum of smooth structure at several scales, with grain."""
-    pixels = np.zeros((375, 500, 3), dtype=np.float32)
+def photo_like(random: np.random.Generator, width: int = 500, height: int = 375) -> Image.Image:
+    """RGB: a sum of smooth structure at several scales, with grain."""
+    pixels = np.zeros((height, width, 3), dtype=np.float32)
     for step, strength in ((100, 60), (30, 35), (8, 14)):
-        coarse = random.normal(0, strength, (375 // step + 2, 500 // step + 2, 3)).astype(np.float32)
+        coarse = random.normal(0, strength, (height // step + 2, width // step + 2, 3)).astype(np.float32)
         for channel in range(3):
-            layer = Image.fromarray(coarse[:, :, channel]).resize((500, 375), Image.Resampling.BICUBIC)
+            layer = Image.fromarray(coarse[:, :, channel]).resize((width, height), Image.Resampling.BICUBIC)
             pixels[:, :, channel] += np.asarray(layer)
     pixels += random.normal(0, 5, pixels.shape)
     return Image.fromarray((pixels + 128).clip(0, 255).astype(np.uint8))

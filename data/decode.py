@@ -19,7 +19,7 @@ from typing import IO, cast
 import numpy as np
 from PIL import Image, ImageFile, ImageOps
 
-from data.transform import resized_size
+from data.windows import resized_size
 from utils.command import MOST_PIXELS
 
 try:
@@ -30,7 +30,7 @@ else:
     pillow_heif.register_heif_opener()
 
 # The version of the rules from a file to its pixels. Caches and indexes keep it, and are not used with other rules.
-DECODING = 2
+DECODING = 3
 _JPEG_TIMES = 4  # the pixels of a JPEG that is decoded at half its width and height, over those of other images
 # A limit is divided by this: the decoder's memory for each pixel, over the 6 bytes that keep the limit below 300 MB.
 _MEMORY = defaultdict(lambda: 1.0, {"progressive": 1.25, "TIFF": 1.5, "AVIF": 2.0, "WEBP": 3.0, "JPEG2000": 4.0})
@@ -117,8 +117,8 @@ def _resized(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     return means.resize(size, Image.Resampling.BILINEAR, box=(0, 0, image.width / factor, image.height / factor))
 
 
-def _require_readable(image: Image.Image, most_pixels: int) -> None:
-    """Look at the header: BadImage for too many pixels or too thin an image; half the size for a very large JPEG."""
+def _require_readable(image: Image.Image, shorter_side: int, most_pixels: int) -> None:
+    """Look at the header: BadImage for too many pixels or too thin an image; a large JPEG is read at a smaller size."""
     width, height = image.size
     if max(width, height) > MOST_RATIO * min(width, height):
         raise BadImage(f"{width:,} × {height:,} pixels: one side is more than {MOST_RATIO} times the other; crop it")
@@ -127,8 +127,13 @@ def _require_readable(image: Image.Image, most_pixels: int) -> None:
     kind = image.format or ""
     progressive = kind in ("JPEG", "MPO") and bool(image.info.get("progressive"))
     limit = int(most_pixels / _MEMORY["progressive" if progressive else kind])
-    if kind in ("JPEG", "MPO") and width * height > most_pixels / (2 if progressive else 1):
-        image.draft(None, (width // 2, height // 2))
+    if kind in ("JPEG", "MPO"):
+        # The decoder halves the size up to three times while it stays at least this: twice what is wanted, so that the
+        # resize after it still averages, or half of an image with very many pixels.
+        least_height, least_width = (2 * side for side in resized_size(height, width, shorter_side))
+        if width * height > most_pixels / (2 if progressive else 1):
+            least_height, least_width = min(least_height, height // 2), min(least_width, width // 2)
+        image.draft(None, (least_width, least_height))
     # The decoder of a progressive JPEG holds the whole image, whatever the size of its output.
     if (width * height if progressive else image.width * image.height) > limit:
         raise _too_large(f"{width:,} × {height:,} pixels are", limit, kind if limit < most_pixels else "")
@@ -163,15 +168,16 @@ def decode(
 ) -> np.ndarray:
     """Read an image: uint8 [height, width, 3], with a shorter side of at most `shorter_side` pixels.
 
-    It is resized like torchvision's Resize of a Pillow image (bilinear, antialiased). Images of more than `most_pixels`
-    and thin images (`MOST_RATIO`, `MOST_SIDE`) are refused after a look at their header.
+    It is resized like torchvision's Resize of a Pillow image (bilinear, antialiased); a JPEG of four times that side or
+    more is first decoded at a half, a quarter or an eighth of its size. Images of more than `most_pixels` and thin
+    images (`MOST_RATIO`, `MOST_SIDE`) are refused after a look at their header.
 
     Raises:
         BadImage: missing, damaged, cut short, too large, too thin, not an image, or not a file (a pipe, a device).
     """
     try:
         with open_image(path, formats=formats, most_pixels=most_pixels) as opened:
-            _require_readable(opened, most_pixels)
+            _require_readable(opened, shorter_side, most_pixels)
             colours = any(_SIXTEEN_BITS.search(str(tile[3])) for tile in opened.tile)
             opened.load()
             if opened.mode == "F":

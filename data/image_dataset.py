@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 
 from data.pixels import MemoryPixels, PixelSource
 from data.split import one_hot, per_class, stratified_split
-from data.transform import eval_windows, shorter_side_for
+from data.windows import eval_windows, shorter_side_for
 from utils.errors import UserError
 from utils.seeding import derive_seed, generator
 

@@ -16,14 +16,13 @@ import torch
 from data.image_dataset import Split
 from data.list_files import (
     read_class_names,
-    read_names,
     read_pairs,
     relocated,
     require_files,
     split_by_lists,
-    split_labels,
     split_of_files,
 )
+from data.name_lists import read_names, split_labels
 from data.options import Options
 from utils.log import log
 

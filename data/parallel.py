@@ -14,11 +14,19 @@ Result = TypeVar("Result")
 
 
 def in_parallel(
-    work: Callable[[Item], Result], items: Iterable[Item], *, threads: int, count: int, bar: str, images: int = 1
+    work: Callable[[Item], Result],
+    items: Iterable[Item],
+    *,
+    threads: int,
+    count: int,
+    bar: str,
+    images: int = 1,
+    ahead: int | None = None,
 ) -> Iterator[Result]:
-    """``map(work, items)`` by threads, with the results in order, at most 8 of which per thread wait in memory.
+    """``map(work, items)`` by threads, with the results in order.
 
     Args:
+        ahead: items that are worked on or wait in memory at most; None: 8 per thread.
         count: number of items, for the progress bar with the text `bar` (`utils.log.progress_bar`).
         images: number of images that each item stands for.
     """
@@ -28,7 +36,7 @@ def in_parallel(
         try:
             for item in items:
                 waiting.append(executor.submit(work, item))
-                if len(waiting) >= 8 * threads:
+                if len(waiting) >= (ahead or 8 * threads):
                     yield waiting.popleft().result()
                     progress.update()
             while waiting:

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 
 from data.decode import BadImage, decode
-from data.transform import HEIGHT, TOP, make_image
+from data.transform import make_image
+from data.windows import HEIGHT, TOP
 from utils.command import MOST_PIXELS
 
 

@@ -17,22 +17,24 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from PIL import Image
 from torch.nn.functional import embedding_bag, interpolate
 
-# Mean and standard deviation of RGB in [0, 1] that torchvision uses for networks trained on ImageNet.
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+from data.windows import (
+    FLIP,
+    HEIGHT,
+    LEFT,
+    MOST_TIMES,
+    OFFSET_X,
+    OFFSET_Y,
+    OUT_HEIGHT,
+    OUT_WIDTH,
+    PIXEL_BIAS,
+    PIXEL_SCALE,
+    TOP,
+    WIDTH,
+    resize_kept,
+)
 
-# value * PIXEL_SCALE + PIXEL_BIAS, with value in 0..255, is ToTensor and Normalize in one step.
-PIXEL_SCALE = np.array([1 / (255 * std) for std in IMAGENET_STD], dtype=np.float32)
-PIXEL_BIAS = np.array([-mean / std for mean, std in zip(IMAGENET_MEAN, IMAGENET_STD, strict=True)], dtype=np.float32)
-
-# The columns of a window table.
-TOP, LEFT, HEIGHT, WIDTH, OUT_HEIGHT, OUT_WIDTH, OFFSET_Y, OFFSET_X, FLIP = range(9)
-
-# From this many times the pixels that are kept on, as for images about 12 times as wide as high, only those are made.
-_MOST_TIMES = 16
 _TRIES = 10  # torchvision draws up to ten crops before it falls back to a central crop
 
 
@@ -50,18 +52,6 @@ AUGMENTATIONS: dict[str, RandomCrop | None] = {
     "crop": RandomCrop(scale=(0.6, 1.0), ratio=(9 / 10, 10 / 9), flip=0.0),  # milder; a mirrored digit is not a digit
     "none": None,
 }
-
-
-def shorter_side_for(image_size: int) -> int:
-    """Shorter side in pixels before the central crop: 256 for 224, and in the same proportion for other sizes."""
-    return round(256 * image_size / 224)
-
-
-def resized_size(height: int, width: int, shorter_side: int) -> tuple[int, int]:
-    """(height, width) after torchvision's ``Resize(shorter_side)``."""
-    if height <= width:
-        return shorter_side, int(shorter_side * width / height)
-    return int(shorter_side * height / width), shorter_side
 
 
 def draw_windows(sizes: np.ndarray, image_size: int, crop: RandomCrop, generator: torch.Generator) -> np.ndarray:
@@ -102,19 +92,6 @@ def draw_windows(sizes: np.ndarray, image_size: int, crop: RandomCrop, generator
     return table
 
 
-def eval_windows(sizes: np.ndarray, image_size: int, shorter_side: int) -> np.ndarray:
-    """``Resize(shorter_side)`` and ``CenterCrop(image_size)`` of images of these sizes: windows, int64 [n, 9]."""
-    table = np.zeros((len(sizes), 9), dtype=np.int64)
-    table[:, HEIGHT], table[:, WIDTH] = sizes[:, 0], sizes[:, 1]
-    unique, inverse = np.unique(sizes, axis=0, return_inverse=True)
-    resized = np.array([resized_size(int(h), int(w), shorter_side) for h, w in unique], dtype=np.int64).reshape(-1, 2)
-    offsets = np.array([[round((side - image_size) / 2) for side in pair] for pair in resized.tolist()], dtype=np.int64)
-    inverse = inverse.reshape(-1)
-    table[:, OUT_HEIGHT : OUT_WIDTH + 1] = resized[inverse]
-    table[:, OFFSET_Y : OFFSET_X + 1] = offsets.reshape(-1, 2)[inverse]
-    return table
-
-
 def make_image(rows: np.ndarray, window: np.ndarray, out: np.ndarray) -> None:
     """Crop, resize, mirror and normalise one image into `out`, float32 [3, S, S], by its `window`, int64 [9].
 
@@ -128,8 +105,8 @@ def make_image(rows: np.ndarray, window: np.ndarray, out: np.ndarray) -> None:
     # thread, but would copy a box that is not contiguous, and normalise, with several; numpy does both instead.
     box = np.ascontiguousarray(rows[:, left : left + width])
     size = out.shape[-1]
-    if out_height * out_width > _MOST_TIMES * size * size:
-        kept = _resize_kept(box, window, size).transpose(2, 0, 1)
+    if out_height * out_width > MOST_TIMES * size * size:
+        kept = resize_kept(box, window, size).transpose(2, 0, 1)
     else:
         image = torch.from_numpy(box)[None].permute(0, 3, 1, 2)  # channels-last strides: torch's fastest case
         resized = interpolate(image, (out_height, out_width), mode="bilinear", antialias=True)[0].numpy()
@@ -138,18 +115,6 @@ def make_image(rows: np.ndarray, window: np.ndarray, out: np.ndarray) -> None:
     out[...] = np.ascontiguousarray(kept[:, :, ::-1] if flip else kept)
     out *= PIXEL_SCALE[:, None, None]
     out += PIXEL_BIAS[:, None, None]
-
-
-def _resize_kept(box: np.ndarray, window: np.ndarray, size: int) -> np.ndarray:
-    """The S × S pixels that are kept, uint8 [S, S, 3], resized (bilinear, antialiased) from `box`, uint8 [h, w, 3].
-
-    Torch can only resize the whole of it, which takes gigabytes for an image of 20,000 × 1 pixels.
-    """
-    scale_y, scale_x = (window[[HEIGHT, WIDTH]] / window[[OUT_HEIGHT, OUT_WIDTH]]).tolist()
-    top, left = (window[[OFFSET_Y, OFFSET_X]] * (scale_y, scale_x)).tolist()
-    height, width, _ = box.shape
-    part = (left, top, min(left + size * scale_x, width), min(top + size * scale_y, height))
-    return np.asarray(Image.fromarray(box).resize((size, size), Image.Resampling.BILINEAR, box=part))
 
 
 def interpolation_taps(lines: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -17,7 +17,8 @@ import numpy as np
 import torch
 
 from data.image_files import find_files
-from data.list_files import read_labels, read_names
+from data.list_files import read_labels
+from data.name_lists import read_names
 from data.nus_wide import TC10, TC21
 from data.split import rest_of, sample_rows
 from dataset.official_release import count_line, missing_lines, print_report, write_lists, write_names

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import get_font_names
 
 from utils.errors import UserError
-from utils.files import write_file
+from utils.files import require_place, write_file
 from utils.log import log
 
 FORMATS = ("png", "pdf")
@@ -135,6 +135,17 @@ def fit_share_axis(axes: Axes, values: Iterable[float], least: float = 0.1) -> N
     axes.set_ylim(bottom, min(1.015, max(high + room + missing, bottom + least)))
 
 
+def require_figure(path: Path, flag: str) -> None:
+    """UserError if no figure can be written to `path`, which `flag` names."""
+    _require_format(path, f"{flag} {path}")
+    require_place(path, flag)
+
+
+def _require_format(path: Path, what: str) -> None:
+    if path.suffix[1:] not in FORMATS:
+        raise UserError(f"{what}: figures are written as {' or '.join(FORMATS)}; end the name so.")
+
+
 @house_style()
 def save(figure: Figure, path: str | Path) -> Path:
     """Write `figure` as PNG or PDF by the ending of `path`, without dates or versions; makes the folder.
@@ -143,8 +154,7 @@ def save(figure: Figure, path: str | Path) -> Path:
         UserError: another ending, or the file cannot be written.
     """
     path = Path(path)
-    if path.suffix[1:] not in FORMATS:
-        raise UserError(f"{path}: figures are written as {' or '.join(FORMATS)}; end the name so.")
+    _require_format(path, str(path))
     nameless = {"png": {"Software": None}, "pdf": {"CreationDate": None, "Creator": None, "Producer": None}}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

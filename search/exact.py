@@ -2,74 +2,109 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
 
 _ROWS_AT_ONCE = 1 << 16  # a block of so many codes stays in the cache of the processor
 
+Codes = npt.NDArray[np.uint8]
 Rows = npt.NDArray[np.int64]
 
 
-def as_words(codes: npt.NDArray[np.uint8]) -> list[np.ndarray]:
-    """Packed codes uint8 [n, bytes] as words: one array [n] of the shortest unsigned type, or several of uint64.
+@dataclass(frozen=True)
+class Neighbours:
+    """The m images found for one query, by (distance, row): int64 [m] twice, and their names and labels ("": none)."""
 
-    Nothing is copied where a code has 1, 2, 4 or 8 bytes.
-    """
-    codes = np.asarray(codes)
+    rows: Rows
+    distances: Rows
+    names: list[str]
+    labels: list[str]
+
+    def __iter__(self) -> Iterator[tuple[int, int, str, str]]:
+        return zip(self.rows.tolist(), self.distances.tolist(), self.names, self.labels, strict=True)
+
+
+@dataclass(frozen=True)
+class Collection:
+    """All n images of a store in memory: rows int64 [n], ascending, codes uint8 [n, ceil(K/8)], names and labels."""
+
+    rows: Rows
+    codes: Codes
+    names: pa.ChunkedArray
+    labels: pa.ChunkedArray
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @cached_property
+    def _words(self) -> list[np.ndarray]:
+        return as_words(self.codes)
+
+    def position_of(self, row: int) -> int:
+        """Where image `row` is in the arrays; KeyError if it is not in the store, or no longer."""
+        position = int(np.searchsorted(self.rows, row))
+        if position == len(self) or self.rows[position] != row:
+            raise KeyError(row)
+        return position
+
+    def item(self, position: int) -> tuple[int, str, str]:
+        """(row, name, label) of one image."""
+        return int(self.rows[position]), self.names[position].as_py(), self.labels[position].as_py()
+
+    def search(self, queries: Codes, k: int, radius: int, label: str | None = None) -> list[Neighbours]:
+        """The nearest images to each of the codes uint8 [q, ceil(K/8)], among those with the label if one is given."""
+        words, chosen = self._words, None
+        if label is not None:
+            chosen = np.flatnonzero(pc.equal(self.labels, label).to_numpy(zero_copy_only=False))
+            words = [word[chosen] for word in words]
+        results = []
+        for positions, distances in search_words(words, as_words(queries), k, radius):
+            places = positions if chosen is None else chosen[positions]
+            names, labels = (column.take(pa.array(places)).to_pylist() for column in (self.names, self.labels))
+            results.append(Neighbours(self.rows[places], distances, names, labels))
+        return results
+
+
+def as_words(codes: Codes) -> list[np.ndarray]:
+    """Codes uint8 [n, bytes] as one array [n] of the shortest unsigned type, not copied, or as several of uint64."""
     width = codes.shape[1]
     size = next((size for size in (1, 2, 4, 8) if width <= size), 8)
-    if width % size:
-        codes = np.pad(codes, ((0, 0), (0, -width % size)))
-    columns = np.ascontiguousarray(codes).view(f"u{size}")  # the order of bits in a word does not change distances
+    padded = np.pad(codes, ((0, 0), (0, -width % size))) if width % size else codes
+    columns = np.ascontiguousarray(padded).view(f"u{size}")  # the order of bits in a word does not change distances
     return [np.ascontiguousarray(column) for column in columns.T]
 
 
-def search_words(
-    words: Sequence[np.ndarray], queries: Sequence[np.ndarray], count: int, k: int, radius: int
-) -> list[tuple[Rows, Rows]]:
-    """`Index.search` on words (`as_words`) of `count` codes, for k ≥ 1 and a radius ≥ 0.
+def search_words(words: list[np.ndarray], queries: list[np.ndarray], k: int, radius: int) -> list[tuple[Rows, Rows]]:
+    """The k nearest codes to each query within the radius (bits): positions and distances, int64 [m], ties by position.
 
-    Rows are read in ascending order, so a later row at the distance of the k-th result so far loses the tie. Only
-    strictly nearer rows are kept, and after a few blocks there are very few.
+    Positions are read in ascending order, so a later one at the distance of the k-th result so far loses the tie. Only
+    strictly nearer ones are kept, and after a few blocks there are very few. `words` and `queries`: of `as_words`.
     """
-    num_queries = len(queries[0])
-    limits = [radius + 1] * num_queries  # only smaller distances can still matter
-    found: list[list[tuple[Rows, npt.NDArray[Any]]]] = [[] for _ in range(num_queries)]
-    held = [0] * num_queries
-    for start in range(0, count, _ROWS_AT_ONCE):
+    found: list[list[tuple[Rows, Any]]] = [[(np.zeros(0, np.int64), np.zeros(0, np.uint8))] for _ in queries[0]]
+    limits = [radius + 1 for _ in queries[0]]  # only smaller distances can still matter
+    for start in range(0, len(words[0]), _ROWS_AT_ONCE):
         block = [word[start : start + _ROWS_AT_ONCE] for word in words]
-        for query in range(num_queries):
-            distance = _distances(block, [word[query] for word in queries])
+        for query, parts in enumerate(found):
+            bits: list[Any] = [np.bitwise_count(word ^ own[query]) for word, own in zip(block, queries, strict=True)]
+            distance: Any = bits[0] if len(bits) == 1 else np.sum(bits, axis=0, dtype=np.uint16)
             near = np.flatnonzero(distance < limits[query])
-            if len(near) > 2 * k:  # the first block: sorting all of it would take longer than all other blocks
-                counts = np.cumsum(np.bincount(distance[near]))
-                near = near[distance[near] <= np.searchsorted(counts, k)]
-            if not len(near):
-                continue
-            found[query].append((near + start, distance[near]))
-            held[query] += len(near)
-            if held[query] >= 2 * k:  # not for every new row: with a large k sorting would cost more than counting
-                found[query] = [_nearest(found[query], k)]
-                held[query] = k
-                limits[query] = int(found[query][0][1][-1])
-    return [_nearest(parts, k) for parts in found]
+            if len(near):
+                parts.append((near + start, distance[near]))
+            if sum(len(rows) for rows, _ in parts) >= 2 * k:  # not for every new row, as sorting takes longer
+                parts[:] = [_nearest(parts, k)]
+                limits[query] = int(parts[0][1][-1])
+    return [(rows, distances.astype(np.int64)) for rows, distances in (_nearest(parts, k) for parts in found)]
 
 
-def _nearest(parts: Sequence[tuple[Rows, npt.NDArray[Any]]], k: int) -> tuple[Rows, Rows]:
+def _nearest(parts: list[tuple[Rows, Any]], k: int) -> tuple[Rows, Any]:
     """The first k by (distance, row) of parts in which rows at equal distance ascend."""
-    if not parts:
-        return np.zeros(0, np.int64), np.zeros(0, np.int64)
     rows, distances = (np.concatenate(part) for part in zip(*parts, strict=True))
     order = np.argsort(distances, kind="stable")[:k]  # numpy sorts short integers by radix
-    return rows[order], distances[order].astype(np.int64)
-
-
-def _distances(block: Sequence[np.ndarray], query: Sequence[np.unsignedinteger]) -> np.ndarray:
-    """Hamming distances [n] of words to one query."""
-    total: np.ndarray = np.bitwise_count(block[0] ^ query[0])
-    for word, own in zip(block[1:], query[1:], strict=True):
-        total = np.add(total, np.bitwise_count(word ^ own), dtype=np.int32)
-    return total
+    return rows[order], distances[order]

@@ -1,156 +1,116 @@
-"""A trained image network, from the folder of a run or from an export."""
+"""A model as one ONNX file: uint8 images in, packed codes out. Needs no torch (`search.export` writes the file)."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+import numpy as np
+import onnxruntime
 
-from data.transform import shorter_side_for
-from modules import image_network
+from data.decode import DECODING
+from data.windows import shorter_side_for
 from utils.errors import UserError
-from utils.files import load_tensors, save_tensors
-from utils.runs import model_files, read_config
+from utils.files import fits
 
-EXPORT_FORMAT = "schn-model-1"
-EXPORTED_SETTINGS = ("backbone", "code_length", "image_size", "dataset", "method")
+FORMAT = "schn-onnx-1"
+# The file ends in this entry of its metadata and 64 hexadecimal digits: the SHA-256 of all bytes before them. Protobuf
+# allows an entry of a repeated field anywhere, also appended (https://protobuf.dev/programming-guides/encoding/#order).
+_DIGITS = 64
+_DIGEST_ENTRY = b"\x72\x4a\x0a\x06sha256\x12\x40"  # ModelProto.metadata_props (14): {1: "sha256", 2: 64 bytes}
+_SETTINGS = {"code_length": int, "image_size": int, "dataset": str, "precision": str}
 
 
 @dataclass(frozen=True)
-class TrainedModel:
-    """An image network that is ready to encode.
+class Model:
+    """A network that is ready to encode; several threads may use it at once."""
 
-    Attributes:
-        model: images [N, 3, S, S] → (features, code [N, K]); float32, in eval mode, on the CPU when loaded.
-        code_length, image_size: K, and S in pixels.
-        dataset: the dataset that it was trained on.
-        settings: the `EXPORTED_SETTINGS`, on which the code of an image depends besides the weights.
-        fingerprint: of the weights (`fingerprint`).
-    """
+    content: bytes  # the whole file
+    where: str  # what messages call it
+    code_length: int  # K, bits
+    image_size: int  # S, the side of the square input in pixels
+    settings: dict[str, Any]  # `modules.trained.SETTINGS`, and the precision
+    fingerprint: str  # SHA-256 of the settings and all numbers; codes of equal fingerprints can be compared
+    session: onnxruntime.InferenceSession
 
-    model: nn.Module
-    code_length: int
-    image_size: int
-    dataset: str
-    settings: dict[str, Any]
-    fingerprint: str
+    @classmethod
+    def load(cls, path: str | Path, device: str = "auto") -> Model:
+        """Read a file of `python -m search export`; UserError as `from_bytes`, or the file cannot be read."""
+        try:
+            content = Path(path).read_bytes()
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read ({error.strerror}); name a file of `search export`.") from error
+        return cls.from_bytes(content, str(path), device)
+
+    @classmethod
+    def from_bytes(cls, content: bytes, where: str, device: str = "auto") -> Model:
+        """The model in the content of such a file; messages call it `where`.
+
+        Raises:
+            UserError: not such a file, damaged, of another version, or there is no such device.
+        """
+        if content[-_DIGITS - len(_DIGEST_ENTRY) : -_DIGITS] != _DIGEST_ENTRY:
+            raise UserError(f"{where}: cut short, or not a file of `python -m search export`; export the model again.")
+        if hashlib.sha256(memoryview(content)[:-_DIGITS]).hexdigest().encode() != content[-_DIGITS:]:
+            raise UserError(f"{where}: damaged, it has changed since it was written; export the model again.")
+        providers, options = _providers(device), onnxruntime.SessionOptions()
+        options.log_severity_level = 3  # errors only; they are raised, too
+        # `encode_files` has a thread per processor; threads that share the work of one batch would wait for each other.
+        options.intra_op_num_threads = 1
+        try:
+            session = onnxruntime.InferenceSession(content, options, providers=providers)
+            metadata = session.get_modelmeta().custom_metadata_map
+            settings = json.loads(metadata.get("settings", "null"))
+        except Exception as error:  # onnxruntime raises its own types, which have no common one
+            raise UserError(
+                f"{where}: cannot be read ({str(error).splitlines()[0]}); export the model again."
+            ) from error
+        own = (FORMAT, str(DECODING))
+        if (metadata.get("format"), metadata.get("decoding")) != own or not fits(settings, _SETTINGS):
+            raise UserError(f"{where}: written by another version of this program; export the model again.")
+        bits, size = settings["code_length"], settings["image_size"]
+        return cls(content, where, bits, size, settings, metadata["fingerprint"], session)
 
     @property
     def shorter_side(self) -> int:
         """Pixels of the shorter side after Resize, before the central crop."""
         # A digit fills its image, so that evaluation does not crop it (data/digits.py).
-        return self.image_size if self.dataset == "digits" else shorter_side_for(self.image_size)
+        return self.image_size if self.settings["dataset"] == "digits" else shorter_side_for(self.image_size)
+
+    def codes(self, images: np.ndarray) -> np.ndarray:
+        """The codes of images, uint8 [N, S, S, 3] → uint8 [N, ceil(K/8)], in any number: each row depends on its image.
+
+        Bit k of a code is bit 7 - k % 8 of byte k // 8, the order of `np.packbits`: 1 where U_image >= 0 (code +1), 0
+        where it is negative (code -1). The unused bits after K are 0.
+
+        Raises:
+            UserError: an output of the network is not a number, or the memory is too small.
+        """
+        try:
+            codes, outputs = self.session.run(("codes", "outputs"), {"images": images})
+        except Exception as error:
+            message = f"{self.where}: cannot encode {len(images)} images at once ({str(error).splitlines()[0]})."
+            raise UserError(message) from error
+        if not np.isfinite(outputs).all():
+            raise UserError(f"{self.where}: an output of the network is not a number; use another model.")
+        return np.asarray(codes)
 
 
-def load_model(folder: str | Path, code_length: int | None = None) -> TrainedModel:
-    """Load the image network of a run or of an export; only tensors are unpickled.
-
-    Args:
-        folder: the folder of a run, or a file of `export_model`.
-        code_length: K; None: the only one there.
-
-    Raises:
-        UserError: there is no such model, or its files are damaged or do not belong together.
-    """
-    path = Path(folder)
-    if path.is_dir():
-        settings = read_config(path)["settings"]
-        code_length, file = _choose(path, code_length)
-        return _build(settings | {"code_length": code_length}, load_tensors(file, "a model"), file)
-    if not path.is_file():
-        raise UserError(f"{path}: there is no such folder or file; name the folder of a run, or an exported model.")
-    content = load_tensors(path, "a model")
-    if not isinstance(content, dict) or content.get("format") != EXPORT_FORMAT:
-        raise UserError(f"{path}: not a file of `python -m search export`; name such a file or the folder of a run.")
-    settings = content.get("settings")
-    if not isinstance(settings, dict):
-        raise UserError(f"{path}: the export has no settings; export the model again.")
-    if code_length not in (None, settings.get("code_length")):
-        raise UserError(
-            f"--code-length {code_length}: {path} is a model of {settings.get('code_length')} bits; leave the flag out."
-        )
-    return _build(settings, content.get("state"), path)
+def sealed(content: bytes) -> bytes:
+    """A serialised ONNX model with its SHA-256 behind it, as `Model.from_bytes` wants it."""
+    content += _DIGEST_ENTRY
+    return content + hashlib.sha256(content).hexdigest().encode()
 
 
-def export_model(trained: TrainedModel, path: str | Path) -> None:
-    """Write {"format", "settings": the `EXPORTED_SETTINGS`, "state": the state dict, floats in float16} to a file.
-
-    Raises:
-        UserError: a weight is too large for float16, or the file cannot be written.
-    """
-    state: dict[str, Tensor] = {}
-    for name, value in trained.model.state_dict().items():
-        value = value.detach().cpu()
-        state[name] = value.half() if value.is_floating_point() else value
-        if not bool(torch.isfinite(state[name]).all()):
-            raise UserError(f"{path}: '{name}' has weights beyond 65,504, the largest number of half precision.")
-    content = {"format": EXPORT_FORMAT, "settings": trained.settings, "state": state}
-    save_tensors(Path(path), content, "-o")
-
-
-def fingerprint(state: Mapping[str, Tensor]) -> str:
-    """SHA-256 (hexadecimal) of the name, dtype, shape and numbers (row-major) of each entry of a state dict."""
-    digest = hashlib.sha256()
-    for name in sorted(state):
-        array = state[name].detach().cpu().contiguous().numpy()
-        digest.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
-        digest.update(array.reshape(-1).data.cast("B"))
-    return digest.hexdigest()
-
-
-def _choose(folder: Path, code_length: int | None) -> tuple[int, Path]:
-    """The code length and the model file, from the folder of a run."""
-    found = model_files(folder)
-    listed = ", ".join(map(str, found))
-    if not found:
-        raise UserError(f"{folder}: has no model_image-*bits.pt; wait until the run has finished a code length.")
-    if code_length is None and len(found) > 1:
-        raise UserError(f"{folder}: has models of {listed} bits; choose one with --code-length.")
-    chosen = next(iter(found)) if code_length is None else code_length
-    if chosen not in found:
-        raise UserError(f"--code-length {chosen}: {folder} has no such model; it has {listed} bits.")
-    return chosen, found[chosen]
-
-
-def _build(settings: dict[str, Any], state: Any, path: Path) -> TrainedModel:
-    """The network that `settings` describe, with `state` loaded from the file `path`."""
-    settings = {"backbone": "alexnet", **settings}  # older runs have no such setting and used AlexNet
-    for name, kind in (("code_length", int), ("image_size", int), ("dataset", str), ("backbone", str)):
-        value = settings.get(name)
-        if type(value) is not kind or not value or (isinstance(value, int) and not 0 < value < 2**20):
-            shown = f"{value!r:.100}" if isinstance(value, str | int | float) else f"a {type(value).__name__}"
-            raise UserError(f"{path}: its settings have {name} {shown}; restore them or choose another model.")
-    code_length, image_size, backbone = settings["code_length"], settings["image_size"], settings["backbone"]
-    with torch.device("meta"):  # shapes only: draws no random numbers for weights that are replaced at once
-        model = image_network(backbone, code_length, weights=None, image_size=image_size)
-    model.load_state_dict(_fitting(state, model.state_dict(), path, f"{backbone} with {code_length} bits"), assign=True)
-    model.requires_grad_(False).eval()
-    kept = {name: settings.get(name) for name in EXPORTED_SETTINGS}
-    return TrainedModel(model, code_length, image_size, settings["dataset"], kept, fingerprint(model.state_dict()))
-
-
-def _fitting(state: Any, own: Mapping[str, Tensor], path: Path, what: str) -> dict[str, Tensor]:
-    """`state` in the dtypes of the network; UserError unless it has exactly the entries `own` of the network."""
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise UserError(f"{path}: not a state dict (a mapping from names to tensors); choose another file.")
-    for problem, names in (("lacks", own.keys() - state.keys()), ("has the unknown entry", state.keys() - own.keys())):
-        if names:
-            raise UserError(f"{path}: {problem} '{min(map(str, names))}' ({len(names)} such); not the model of {what}.")
-    result = {}
-    for name, value in state.items():
-        if value.shape != own[name].shape:
-            shapes = f"{tuple(value.shape)}, not {tuple(own[name].shape)}"
-            raise UserError(f"{path}: '{name}' has shape {shapes}; not the model of {what}.")
-        if value.layout != torch.strided or value.is_floating_point() != own[name].is_floating_point():
-            raise UserError(f"{path}: '{name}' has numbers of another kind ({value.dtype}); not the model of {what}.")
-        result[name] = value.to(own[name].dtype)
-        if not bool(torch.isfinite(result[name]).all()):
-            raise UserError(
-                f"{path}: '{name}' has numbers that are not finite: the training diverged; choose another run."
-            )
-    return result
+def _providers(device: str) -> list[Any]:
+    """The providers of onnxruntime for a device."""
+    if device not in ("auto", "cpu", "cuda"):
+        raise UserError(f"--device {device}: not a device; use auto, cpu or cuda.")
+    has_cuda = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+    if device == "cuda" and not has_cuda:
+        raise UserError("--device cuda: onnxruntime has no CUDA here; install onnxruntime-gpu, or use --device cpu.")
+    cuda = [("CUDAExecutionProvider", {"use_tf32": "0"})] if has_cuda and device != "cpu" else []
+    return [*cuda, "CPUExecutionProvider"]

@@ -1,232 +1,208 @@
-"""A local page that searches an index by an image: `python -m search serve` (docs/search_page.md)."""
+"""A local page that searches a store by an image: `python -m search serve` (docs/search_page.md)."""
 
 from __future__ import annotations
 
+import hashlib
 import io
-import os
+import json
+import mimetypes
+import re
 import threading
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from functools import lru_cache
-from http import HTTPStatus
+from contextlib import ExitStack, suppress
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
+from flask import Flask, Response, abort, current_app, request
 from PIL import Image, UnidentifiedImageError
+from werkzeug.utils import secure_filename
 
-from data.decode import BadImage, decode
-from search.encode import Encoding, encode_files
-from search.index import Index
-from search.model import TrainedModel
-from search.server import DEFAULT_LIMITS, Answer, Limits, LocalServer, Refused, Reply, Request, json_reply
-from utils.command import MOST_PIXELS
+from data.decode import BadImage, decode, open_image
+from data.windows import eval_image
+from search.encode import Encoding
+from search.exact import Collection, Neighbours
+from search.server import MOST_BYTES, protected_app
+from search.store import Store
 from utils.errors import UserError
-
-THUMBNAIL_SIDE = 256  # pixels of the longer side, at most
-MOST_NEIGHBOURS = 200
-MOST_ITEMS = 200
+from utils.files import write_file
 
 # Each of these starts with bytes that identify it, and its header gives the size of the image.
 UPLOAD_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", *({"HEIF"} & Image.OPEN.keys()))
-
-_KEPT_THUMBNAILS = 1024  # about 20 kB each
-_LOSSLESS_SIDE = 64  # pixels: JPEG artefacts would be visible in thumbnails that the page enlarges
-_DECODED_AT_ONCE = 2
+_STATIC = Path(__file__).parent / "static"
+_PARAMETERS = json.loads((_STATIC / "openapi.json").read_text(encoding="utf-8"))["components"]["parameters"]
 _WAIT_SECONDS = 30.0
-_FILES = {
-    "/": ("page.html", "text/html; charset=utf-8"),
-    "/page.css": ("page.css", "text/css; charset=utf-8"),
-    "/page.js": ("page.js", "text/javascript; charset=utf-8"),
-    "/icon.svg": ("icon.svg", "image/svg+xml"),
-}
+
+
+class _Places(threading.BoundedSemaphore):  # for work that only so many requests do at once
+    def __enter__(self, *_: Any) -> bool:
+        if not self.acquire(timeout=_WAIT_SECONDS):
+            abort(503, "The server is busy; try again in a few seconds.")
+        return True
 
 
 class SearchPage:
-    """What the server answers at each address.
+    """The views of the app; static/openapi.json describes their parameters and answers."""
 
-    Args:
-        trained: the model of the index, for uploaded images; None: only images of the index can be queries.
-        limits: those of the server.
-        most_pixels: images with more pixels are not decoded.
-    """
+    def __init__(self, store: Store, most_pixels: int, writable: bool) -> None:
+        self.store, self.most_pixels, self.writable = store, most_pixels, writable
+        self._decoding = _Places(2)  # each takes up to 3 bytes per pixel
+        self._encoding = _Places(1)
+        self._thumbnail = lru_cache(1024)(self._make_thumbnail)  # about 20 kB each
 
-    def __init__(self, index: Index, trained: TrainedModel | None, limits: Limits, most_pixels: int) -> None:
-        self.index, self.trained, self.limits, self.most_pixels = index, trained, limits, most_pixels
-        self._decoding = threading.BoundedSemaphore(_DECODED_AT_ONCE)  # each takes up to 3 bytes per pixel
-        self._encoding = threading.BoundedSemaphore(1)
-        self._thumbnail = lru_cache(_KEPT_THUMBNAILS)(self._make_thumbnail)
+    def search_row(self) -> dict[str, Any]:
+        row, k, label = self._parameters("row", "k", "label")
+        collection, position = self._find(row)
+        [found] = self.store.search(collection.codes[position : position + 1], k + 1, label=label)
+        others = [item for item in _items(found) if item["row"] != row]
+        return self._answer(_item(*collection.item(position)), others[:k])
 
-    def get(self) -> dict[str, Answer]:
-        """The functions that answer GET, by path."""
-        get: dict[str, Answer] = {
-            "/search": self.search_row,
-            "/thumbnail": self.thumbnail,
-            "/collection": self.collection,
+    def search_image(self) -> dict[str, Any]:
+        (k, label), body = self._parameters("k", "label"), request.get_data()
+        image = self._prepare(body)
+        with self._encoding:
+            code = self.store.model().codes(image)
+        [found] = self.store.search(code, k, label=label)
+        twins = ((row, name, label) for row, bits, name, label in found if bits == 0)
+        same = (_item(*item) for item in twins if _holds(self.store.path_of(item[1]), body))
+        return self._answer(next(same, None), _items(found))
+
+    def collection(self) -> dict[str, Any]:
+        start, count, label = self._parameters("start", "count", "label")
+        collection = self.store.collection()
+        positions = np.arange(len(collection)) if label is None else np.flatnonzero(pc.equal(collection.labels, label))
+        if start > max(len(positions) - 1, 0):
+            abort(400, f"'start' must be less than {len(positions):,}.")
+        return {
+            "images": len(collection),
+            "code_length": self.store.code_length,
+            "writable": self.writable,
+            "most_bytes": MOST_BYTES,
+            "start": start,
+            "found": len(positions),
+            "items": [_item(*collection.item(position)) for position in positions[start : start + count].tolist()],
         }
-        folder = Path(__file__).parent / "static"
-        for address, (name, kind) in _FILES.items():
-            reply = Reply((folder / name).read_bytes(), kind)
-            get[address] = lambda request, reply=reply: reply  # type: ignore[misc]
-        return get
 
-    def search_row(self, request: Request) -> Reply:
-        """GET /search?row=N&k=10: neighbours of an image of the index, without the image itself."""
-        request.only("row", "k")
-        row, k = self._row(request), request.whole_number("k", 1, MOST_NEIGHBOURS, 10)
-        [(rows, distances)] = self.index.search(self.index.codes[row : row + 1], k + 1)
-        other = rows != row
-        return self._neighbours(self._item(row), rows[other][:k], distances[other][:k])
+    def labels(self) -> dict[str, Any]:
+        self._parameters()
+        return {"labels": self.store.labels()}
 
-    def search_image(self, request: Request) -> Reply:
-        """POST /search?k=10: neighbours of the image in the body."""
-        request.only("k")
-        k = request.whole_number("k", 1, MOST_NEIGHBOURS, 10)
-        [(rows, distances)] = self.index.search(self._encode(request.body), k)
-        return self._neighbours(None, rows, distances)
+    def thumbnail(self) -> Response:
+        [row] = self._parameters("row")
+        collection, position = self._find(row)
+        path = self.store.path_of(collection.item(position)[1])
+        try:
+            state = path.stat()
+            body, kind = self._thumbnail(path, state.st_mtime_ns, state.st_size)
+        except (BadImage, OSError):
+            abort(404, f"The file of image {row:,} can no longer be read.")
+        return Response(body, mimetype=kind)
 
-    def thumbnail(self, request: Request) -> Reply:
-        """GET /thumbnail?row=N: the image, at most 256 × 256 pixels; JPEG, or PNG if it is small."""
-        request.only("row")
-        return self._thumbnail(self._row(request))
+    def add(self) -> dict[str, Any]:
+        if not self.writable:
+            abort(403, "Images can only be added if the server was started with --writable.")
+        [given], body = self._parameters("name"), request.get_data()
+        self._prepare(body)  # refuses what is not an image
+        with open_image(io.BytesIO(body), formats=UPLOAD_FORMATS, most_pixels=self.most_pixels) as image:
+            kind = str(image.format).lower()
+        stem = Path(secure_filename(given or "")).stem[:60] or "image"
+        name = f"added/{stem}-{hashlib.sha256(body).hexdigest()[:12]}.{kind}"
+        path = self.store.images / name
+        with self._encoding, ExitStack() as undo:
+            if not path.exists():
+                undo.callback(path.unlink, missing_ok=True)
+            try:
+                path.parent.mkdir(exist_ok=True)
+                write_file(path, lambda file: file.write(body))
+                self.store.add([str(path)], Encoding(num_workers=1, max_pixels=self.most_pixels))
+            except UserError as error:
+                current_app.logger.error("%s", error)  # it names folders
+                abort(409, "The store cannot be changed now; the terminal of the server says why.")
+            undo.pop_all()
+        collection = self.store.collection()
+        [position] = np.flatnonzero(pc.equal(collection.names, name)).tolist()
+        return {"image": _item(*collection.item(position)), "images": len(collection)}
 
-    def collection(self, request: Request) -> Reply:
-        """GET /collection?start=N&count=60: about the index, and some of its images in their order."""
-        request.only("start", "count")
-        size = len(self.index)
-        start = request.whole_number("start", 0, max(size - 1, 0), 0)
-        count = request.whole_number("count", 1, MOST_ITEMS, 60)
-        return json_reply(
-            {
-                "images": size,
-                "code_length": self.index.code_length,
-                "uploads": self.trained is not None,
-                "most_bytes": self.limits.body_bytes,
-                "start": start,
-                "items": [self._item(row) for row in range(start, min(start + count, size))],
-            }
-        )
+    def _parameters(self, *names: str) -> list[Any]:
+        """The values of these parameters, in this order; whatever else openapi.json does not allow is refused."""
+        for name, given in request.args.lists():
+            if name not in names or len(given) > 1:
+                abort(400, f"Parameter '{name[:40]}' is unknown or given twice.")
+        values: list[Any] = []
+        for name in names:
+            schema = _PARAMETERS[name]["schema"]
+            value = request.args.get(name, schema.get("default"))
+            if schema["type"] == "integer":
+                low, high = schema["minimum"], schema["maximum"]
+                if not re.fullmatch("[0-9]{1,15}", str(value)) or not low <= int(value) <= high:
+                    abort(400, f"'{name}' must be a whole number from {low:,} to {high:,}.")
+                value = int(value)
+            elif name == "label" and value is not None and value not in self.store.labels():
+                abort(404, f"No image has the label '{value[:80]}'.")
+            values.append(value)
+        return values
 
-    def _row(self, request: Request) -> int:
-        size = len(self.index)
-        row = request.whole_number("row", 0, 10**15)
-        if row >= size:
-            raise Refused(HTTPStatus.NOT_FOUND, f"There is no image {row:,}: the index has {size:,}, counted from 0.")
-        return row
+    def _find(self, row: int) -> tuple[Collection, int]:
+        collection = self.store.collection()
+        try:
+            return collection, collection.position_of(row)
+        except KeyError:
+            abort(404, f"There is no image {row:,}; it may have been removed.")
 
-    def _item(self, row: int) -> dict[str, Any]:
-        # Names are shown without their folders, which are private.
-        name = os.path.basename(self.index.names[row])
-        label = "" if self.index.labels is None else self.index.labels[row]
-        return {"row": row, "name": name, "labels": [label] if label else []}
+    def _answer(self, query: dict[str, Any] | None, found: list[dict[str, Any]]) -> dict[str, Any]:
+        return {"query": query, "images": len(self.store), "code_length": self.store.code_length, "neighbours": found}
 
-    def _neighbours(self, query: dict[str, Any] | None, rows: np.ndarray, distances: np.ndarray) -> Reply:
-        found = [
-            self._item(row) | {"distance": distance}
-            for row, distance in zip(rows.tolist(), distances.tolist(), strict=True)
-        ]
-        about = {"images": len(self.index), "code_length": self.index.code_length}
-        return json_reply({"query": query, **about, "neighbours": found})
-
-    def _encode(self, body: bytes) -> np.ndarray:
-        """The code of an image file, uint8 [1, ceil(K/8)], the same as from `python -m search encode`."""
-        if self.trained is None:
-            raise Refused(HTTPStatus.CONFLICT, "The index was opened without a model; choose an image of the index.")
+    def _prepare(self, body: bytes) -> np.ndarray:
+        """An image file as the input of the model, uint8 [1, S, S, 3], the same as for `python -m search encode`."""
         if not body:
-            raise Refused(HTTPStatus.UNPROCESSABLE_ENTITY, "The file is empty.")
-        with _turn(self._decoding):
+            abort(422, "The file is empty.")
+        file, model = io.BytesIO(body), self.store.model()
+        with self._decoding:
             try:
-                pixels = decode(
-                    io.BytesIO(body), self.trained.shorter_side, formats=UPLOAD_FORMATS, most_pixels=self.most_pixels
-                )
+                pixels = decode(file, model.shorter_side, formats=UPLOAD_FORMATS, most_pixels=self.most_pixels)
             except BadImage as error:
-                raise Refused(HTTPStatus.UNPROCESSABLE_ENTITY, _reason(error)) from error
-        # Lossless, and no larger than the network needs: decoding it again gives exactly these pixels.
-        file = io.BytesIO()
-        Image.fromarray(pixels).save(file, "BMP")
-        file.seek(0)
-        with _turn(self._encoding):
-            encoding = Encoding(device=next(self.trained.model.parameters()).device, num_workers=1)
-            [(_, code)] = encode_files(self.trained, [cast(str, file)], encoding)
-            return code
+                if isinstance(error.__cause__, UnidentifiedImageError):  # its message has internal details
+                    abort(422, f"This file is not an image in a format that can be read ({', '.join(UPLOAD_FORMATS)}).")
+                abort(422, f"This image cannot be read: {str(error).rstrip('.')}.")
+        return eval_image(pixels, model.image_size, model.shorter_side)[None]
 
-    def _make_thumbnail(self, row: int) -> Reply:
-        with _turn(self._decoding):
-            try:
-                pixels = decode(self.index.path_of(row), THUMBNAIL_SIDE, most_pixels=self.most_pixels)
-            except (BadImage, UserError) as error:
-                raise Refused(HTTPStatus.NOT_FOUND, f"The file of image {row:,} can no longer be read.") from error
-        image = Image.fromarray(pixels)
-        image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
-        kind = "png" if max(image.size) <= _LOSSLESS_SIDE else "jpeg"
+    def _make_thumbnail(self, path: Path, modified: int, size: int) -> tuple[bytes, str]:
+        """The bytes and the media type; `modified` and `size` only tell apart the versions of a file."""
+        with self._decoding:
+            image = Image.fromarray(decode(path, 256, most_pixels=self.most_pixels))
+        image.thumbnail((256, 256))
+        kind = "png" if max(image.size) <= 64 else "jpeg"  # the page enlarges small ones
         file = io.BytesIO()
         image.save(file, kind, quality=85)  # PNG has no quality
-        return Reply(file.getvalue(), f"image/{kind}")
+        return file.getvalue(), f"image/{kind}"
 
 
-def make_server(
-    index: Index,
-    trained: TrainedModel | None,
-    host: str,
-    port: int,
-    limits: Limits = DEFAULT_LIMITS,
-    most_pixels: int = MOST_PIXELS,
-    allowed_hosts: Iterable[str] = (),
-) -> LocalServer:
-    """Create the server of a `SearchPage` and listen; ``serve_forever()`` answers, ``server_close()`` ends it.
-
-    Raises:
-        UserError: the model is not that of the index, or the server cannot listen there.
-    """
-    if trained is not None:
-        index.matches(trained)
-    page = SearchPage(index, trained, limits, most_pixels)
-    kinds = ("image/*", "application/octet-stream")
-    try:
-        return LocalServer(
-            host, port, get=page.get(), post={"/search": page.search_image}, post_kinds=kinds, limits=limits,
-            allowed_hosts=allowed_hosts,
-        )  # fmt: skip
-    except (OSError, OverflowError) as error:
-        raise UserError(
-            f"--host {host} --port {port}: cannot listen there ({error}); choose another host or port."
-        ) from error
+def make_app(store: Store, host: str, most_pixels: int, allowed_hosts: list[str], writable: bool) -> Flask:
+    """The app of a `SearchPage`; `host`, `allowed_hosts` as for `protected_app`. UserError: the store is damaged."""
+    store.model()
+    store.collection()  # read now, not by the first request
+    page, app = SearchPage(store, most_pixels, writable), protected_app(__name__, host, allowed_hosts)
+    app.get("/search")(page.search_row)
+    app.post("/search")(page.search_image)
+    app.post("/add")(page.add)
+    for view in (page.collection, page.labels, page.thumbnail):
+        app.get(f"/{view.__name__}")(view)
+    for name in ("page.html", "page.css", "page.js", "icon.svg", "openapi.json"):  # no path reaches the file system
+        answer = partial(Response, (_STATIC / name).read_bytes(), mimetype=mimetypes.guess_type(name)[0])
+        app.add_url_rule("/" if name == "page.html" else f"/{name}", name, answer)
+    return app
 
 
-def serve(
-    index: Index,
-    trained: TrainedModel | None,
-    host: str,
-    port: int,
-    most_pixels: int = MOST_PIXELS,
-    allowed_hosts: Iterable[str] = (),
-) -> None:
-    """Serve the page until the exception of a signal ends it; the exception is raised again."""
-    with make_server(index, trained, host, port, most_pixels=most_pixels, allowed_hosts=allowed_hosts) as server:
-        print(f"{len(index):,} images: {server.address} (Ctrl+C stops the server)", flush=True)
-        # In a thread of its own: in this one, the exception of a signal would be taken for an error of a request.
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
-        thread.start()
-        try:
-            thread.join()
-        finally:
-            server.shutdown()
-            thread.join()
+def _item(row: int, name: str, label: str) -> dict[str, Any]:
+    return {"row": row, "name": Path(name).name, "label": label}  # without folders, which are private
 
 
-@contextmanager
-def _turn(places: threading.BoundedSemaphore) -> Iterator[None]:
-    """Wait for one of the places and hold it."""
-    if not places.acquire(timeout=_WAIT_SECONDS):
-        raise Refused(HTTPStatus.SERVICE_UNAVAILABLE, "The server is busy; try again in a few seconds.")
-    try:
-        yield
-    finally:
-        places.release()
+def _items(found: Neighbours) -> list[dict[str, Any]]:
+    return [_item(row, name, label) | {"distance": distance} for row, distance, name, label in found]
 
 
-def _reason(error: BadImage) -> str:
-    """Why an uploaded image is refused, without internal details."""
-    if isinstance(error.__cause__, UnidentifiedImageError):
-        return f"This file is not an image in a format that can be read ({', '.join(UPLOAD_FORMATS)})."
-    return f"This image cannot be read: {str(error).rstrip('.')}."
+def _holds(path: Path, content: bytes) -> bool:
+    with suppress(OSError):
+        return path.stat().st_size == len(content) and path.read_bytes() == content
+    return False

@@ -8,7 +8,6 @@ import copy
 import io
 import json
 import random
-import shutil
 
 import numpy as np
 import pandas as pd
@@ -19,20 +18,20 @@ import main_mmasia
 import run
 from data import Options, load_data
 from data.image_files import find_files
-from data.list_files import read_labels, read_names
+from data.list_files import read_labels
+from data.name_lists import read_names
 from data.pixel_cache import open_cache
 from data.pixels import ImageFiles
+from modules import trained
 from modules.pretrained import read_state
+from modules.trained import load_network
 from reports import tables
 from reports.code_files import find_code_sets
 from reports.evaluate import evaluate_set
 from reports.figures import group_runs, load_run, metrics_by_length
-from search import model
-from search.code_file import num_codes
-from search.encode_job import Job, _read_part
-from search.index import Index
-from search.model import TrainedModel, export_model, load_model
+from search.model import Model
 from tests import image_trees as trees
+from tests.search.tiny_model import write_tiny_model
 from tests.small_networks import SmallImageNet, constructors, shrink
 from training.checkpoint import Checkpoint
 from training.command_line import parse_command
@@ -162,12 +161,12 @@ def reports_of(folder):
 
 
 def test_the_json_files_of_a_run(folder, monkeypatch):
-    monkeypatch.setattr(model, "image_network", SmallImageNet)
+    monkeypatch.setattr(trained, "image_network", SmallImageNet)
 
     def read():
         reports_of(folder)
         parse_command(["--resume", str(folder)], method_name="main_mmasia")
-        load_model(folder)
+        load_network(folder)
 
     path = folder / "config.json"
     assert check(path, read, write_json, json.loads(path.read_text())) > MUTATIONS / 4
@@ -253,13 +252,12 @@ def test_code_files(folder):
 
 
 def test_models_exports_and_weights(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(model, "image_network", SmallImageNet)
+    monkeypatch.setattr(trained, "image_network", SmallImageNet)
     path = folder / "model_image-8bits.pt"
-    assert check(path, lambda: load_model(folder), save_old, tensors_of(path), wrong_tensors()) > MUTATIONS / 2
+    assert check(path, lambda: load_network(folder), save_old, tensors_of(path), wrong_tensors()) > MUTATIONS / 2
     check(path, lambda: read_state(path), save_old, tensors_of(path), wrong_tensors())
-    export = tmp_path / "export.pt"
-    export_model(load_model(folder), export)
-    assert check(export, lambda: load_model(export), save_old, tensors_of(export), wrong_tensors()) > MUTATIONS / 2
+    path = write_tiny_model(tmp_path / "model.onnx")
+    assert check(path, lambda: Model.load(path).codes(np.zeros((1, 32, 32, 3), np.uint8))) > 0.9 * MUTATIONS
 
 
 def test_a_single_flipped_bit_is_noticed(tmp_path):
@@ -287,27 +285,7 @@ def test_a_flipped_bit_in_the_numbers_of_an_older_file_is_noticed(tmp_path):
         load_tensors(path, "a model")
 
 
-# ---- Archives of numpy, lists, caches, indexes ----
-
-
-def trained():
-    settings = dict(zip(model.EXPORTED_SETTINGS, ("alexnet", 8, 16, "digits", "main_mmasia"), strict=True))
-    return TrainedModel(SmallImageNet("alexnet", 8), 8, 16, "digits", settings, "0" * 64)
-
-
-def test_codes_and_parts(tmp_path):
-    job = Job(trained(), [f"{number}.png" for number in range(20)], tmp_path / "codes.npz")
-    arrays = {"codes": np.zeros((20, 1), np.uint8), "readable": np.ones(20, bool), "request": np.array(job.request)}
-
-    def write(path, content):
-        np.savez(path, **({"codes": np.array(1)} if not isinstance(content, dict) else content))
-
-    wrong = [np.array(["x"]), np.zeros(()), np.zeros((20, 1)), np.zeros((3, 7), bool), np.array(1 + 2j), "x"]
-    job.folder.mkdir()
-    write(job.part(0), arrays)
-    assert check(job.part(0), lambda: _read_part(job, 0), write, arrays, wrong) > MUTATIONS / 2
-    write(job.output, arrays)
-    check(job.output, lambda: num_codes(job.output, job.request), write, arrays, wrong)
+# ---- Lists and caches ----
 
 
 def test_lists(tmp_path):
@@ -334,15 +312,6 @@ def test_the_cache_of_pixels(tmp_path):
     for _ in range(MUTATIONS):
         path.write_bytes(whole[:behind] + damaged_bytes(whole[behind:], chance))
         assert all(map(torch.equal, read(), expected))
-
-
-def test_indexes(tmp_path):
-    codes = np.arange(12, dtype=np.uint8).reshape(12, 1)
-    index = Index(codes, [f"{number}.jpg" for number in range(12)], ["a", "b"] * 6, 8, trained().settings, "0" * 64)
-    index.save(tmp_path / "index")
-    whole = shutil.copytree(tmp_path / "index", tmp_path / "whole")
-    for path in sorted(whole.iterdir()):
-        assert check(tmp_path / "index" / path.name, lambda: Index.load(tmp_path / "index")) > 0.9 * MUTATIONS
 
 
 def test_what_is_not_a_file_of_torch_says_what_it_is(tmp_path):

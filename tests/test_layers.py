@@ -103,7 +103,7 @@ def cycle(graph):
 
 def test_every_import_is_from_the_left():
     graph = import_graph(ROOT)
-    assert {"utils.files", "data", "modules.gcn.layers", "search.index", "run", "benchmarks.step"} <= graph.keys()
+    assert {"utils.files", "data", "modules.gcn.layers", "search.store", "run", "benchmarks.step"} <= graph.keys()
     assert {"data", "training.loop"} <= graph["main_tomm"]
     wrong = wrong_imports(graph)
     assert not wrong, "\n".join(wrong)

@@ -17,8 +17,6 @@ from pathlib import Path
 from typing import IO, Any
 
 import filelock
-import torch
-from torch import Tensor
 
 from utils.errors import UserError
 from utils.log import log
@@ -72,6 +70,7 @@ def save_tensors(path: Path, content: Any, flag: str = "") -> None:
     Raises:
         UserError: as `write_file`.
     """
+    import torch  # here and below: most who write or lock a file need no torch, which takes a second to import
 
     def write(file: IO[bytes]) -> None:
         hashed = _Hashed(file)
@@ -113,6 +112,8 @@ def load_tensors(path: Path, what: str) -> Any:
     Raises:
         UserError: the file is missing, damaged, or holds other objects.
     """
+    import torch
+
     try:
         with path.open("rb") as file:
             _require_whole(file)
@@ -166,12 +167,14 @@ def _sha256(file: IO[bytes], size: int) -> str:
 
 def _require_dense(content: Any) -> None:
     """Raise _Damaged where a container holds tensors that the code of this project cannot use."""
+    import torch
+
     if isinstance(content, dict):
         content = list(content.values())
     if isinstance(content, list | tuple | set):
         for value in content:
             _require_dense(value)
-    elif isinstance(content, Tensor):
+    elif isinstance(content, torch.Tensor):
         if content.layout != torch.strided or content.is_nested or content.is_quantized or content.is_meta:
             kind = "quantised" if content.is_quantized else str(content.layout).removeprefix("torch.")
             raise _Damaged(f"it holds a tensor of the layout {kind}; save dense ones, such as tensor.to_dense()")

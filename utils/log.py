@@ -70,3 +70,9 @@ def progress_bar(
         miniters=1,
         bar_format="{desc}: {percentage:.0f} % ({n_fmt}/{total_fmt} {unit}), {elapsed}, {remaining} left{postfix}",
     )
+
+
+def printable(name: str) -> str:
+    """A file name that any terminal can show: bytes that are not UTF-8 and control characters become �."""
+    text = name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)

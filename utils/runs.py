@@ -11,8 +11,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from torch import Tensor
-
 from utils.errors import UserError
 from utils.files import fits, load_tensors, read_json
 
@@ -42,6 +40,24 @@ def model_files(folder: Path) -> dict[int, Path]:
     pattern = re.compile(r"model_image-(\d+)bits\.pt")
     found = {int(match[1]): path for path in folder.iterdir() if (match := pattern.fullmatch(path.name))}
     return dict(sorted(found.items()))
+
+
+def choose_model(folder: Path, code_length: int | None) -> tuple[int, Path]:
+    """The code length and the model file that are meant; None: the only one there.
+
+    Raises:
+        UserError: there is none, or there are several to choose from.
+    """
+    found = model_files(folder)
+    listed = ", ".join(map(str, found))
+    if not found:
+        raise UserError(f"{folder}: has no model_image-*bits.pt; wait until the run has finished a code length.")
+    if code_length is None and len(found) > 1:
+        raise UserError(f"{folder}: has models of {listed} bits; choose one with --code-length.")
+    chosen = next(iter(found)) if code_length is None else code_length
+    if chosen not in found:
+        raise UserError(f"--code-length {chosen}: {folder} has no such model; it has {listed} bits.")
+    return chosen, found[chosen]
 
 
 def checkpoints(folder: Path, code_length: int | None = None) -> list[tuple[int, Path]]:
@@ -169,6 +185,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     It has "iteration", "codes" (int8 [n, K] or None), "parts" (state dicts by name), "generator" and "generators_cuda"
     (a state of torch's generators for each process), and in newer ones "data" and "row" (`training.checkpoint`).
     """
+    from torch import Tensor  # the other functions need no torch
+
     try:
         state = load_tensors(path, "a checkpoint")
     except UserError as error:

@@ -1,22 +1,22 @@
 "use strict";
 
 const part = (id) => document.getElementById(id);
-const PAGE = 60;        // images of the index on a page
+const PAGE = 60;        // images of the collection on a page
 const COARSE = 33;      // pixels: smaller images are enlarged without smoothing
 const KEPT = 20;        // uploaded images that the back button can return to
 
 part("status").dataset.idle = part("status").textContent;
 
-let about = null;       // what /collection says about the index
+let about = null;       // what /collection says
 let searching = null;   // AbortController of the running search
 let browsing = null;
-let shownStart = null;
+let shown = null;       // the address of the images on the page
 let uploads = new Map();  // number → {file, address}
 let uploadNumber = 0;
 
 // A name may be written from right to left; it must not turn round what stands beside it.
 const apart = (name) => element("bdi", {}, name);
-const labelled = (item) => item.labels.flatMap((label, place) => [place ? ", " : "label:\u00a0", apart(label)]);
+const labelled = (item) => ["label:\u00a0", apart(item.label)];
 const plural = (n, word) => `${n.toLocaleString("en")} ${word}${n === 1 ? "" : "s"}`;
 
 function element(kind, attributes = {}, ...children) {
@@ -39,7 +39,7 @@ async function ask(address, options = {}) {
   return content;
 }
 
-// ---- The address (row, k, start) and, for an uploaded image, the state of the history say what is shown. ----
+// ---- The address (row, k, start, label) and, for an uploaded image, the state of the history say what is shown. ----
 
 function whole(parameters, name) {
   const text = parameters.get(name);
@@ -52,15 +52,17 @@ function view() {
     row: whole(parameters, "row"),
     k: whole(parameters, "k") ?? 10,
     start: whole(parameters, "start") ?? 0,
+    label: parameters.get("label") ?? "",
     upload: history.state?.upload ?? null,
   };
 }
 
-function addressOf({ row, k, start }) {
+function addressOf({ row, k, start, label }) {
   const parameters = new URLSearchParams();
   if (row !== null) parameters.set("row", row);
   if (k !== 10) parameters.set("k", k);
   if (start) parameters.set("start", start);
+  if (label) parameters.set("label", label);
   const text = parameters.toString();
   return text ? `/?${text}` : "/";
 }
@@ -71,12 +73,17 @@ function go(changes, focus) {
   show(focus);
 }
 
+function select(id, value) {
+  part(id).value = value;
+  if (part(id).value !== value) part(id).add(new Option(value, value, false, true));
+}
+
 function show(focus = null) {
   const now = view();
-  part("k").value = now.k;
-  if (part("k").value === "") part("k").add(new Option(now.k, now.k, false, true));
+  select("k", String(now.k));
+  select("label", now.label);
   search(now, focus === "results");
-  browse(now, focus === "collection");
+  return browse(now, focus === "collection");
 }
 
 // ---- Tiles ----
@@ -92,19 +99,29 @@ function picture(row, name) {
 function tile(item, now, text) {
   const link = element("a", { class: "tile", href: addressOf({ ...now, row: item.row }), title: item.name, "data-row": item.row },
     picture(item.row, item.name), element("span", { class: "text" }, ...text));
-  if (item.row === now.row) link.setAttribute("aria-current", "true");
   return element("li", {}, link);
 }
+
+// The query, where it is in the collection.
+function mark(row) {
+  for (const link of document.querySelectorAll("a.tile")) {
+    if (Number(link.dataset.row) === row) link.setAttribute("aria-current", "true");
+    else link.removeAttribute("aria-current");
+  }
+}
+
+const sameLabel = (item, found) => Boolean(item.label) && item.label === found.query?.label && item.row !== found.query.row;
 
 function neighbourTile(item, now, found) {
   const bar = element("span");
   bar.style.width = `${(100 * item.distance) / found.code_length}%`;
-  const own = found.query ? found.query.labels : [];
-  const same = item.labels.some((label) => own.includes(label));
+  const same = sameLabel(item, found);
+  const distance = item.distance ? `${item.distance} of ${plural(found.code_length, "bit")} differ` : "same code";
   return tile(item, now, [
-    element("span", { class: "distance" }, `${item.distance} of ${plural(found.code_length, "bit")} differ`),
+    element("span", { class: "distance" }, item.row === found.query?.row ? "your image" : distance),
     element("span", { class: "bar", "aria-hidden": "true" }, bar),
-    element("span", { class: same ? "label same" : "label" }, ...(item.labels.length ? [same ? "same " : "", ...labelled(item)] : [apart(item.name)])),
+    element("span", { class: "name" }, apart(item.name)),
+    element("span", { class: same ? "label same" : "label" }, ...(item.label ? [same ? "same " : "", ...labelled(item)] : [])),
   ]);
 }
 
@@ -125,8 +142,9 @@ function showQuery(now, query) {
   if (!address) image.removeAttribute("src");
   image.alt = own ? `Your image ${own.file.name}` : now.row === null ? "" : `Image ${now.row}`;
   const caption = part("query-caption");
-  if (own) caption.replaceChildren(apart(own.file.name));
-  else if (query) caption.replaceChildren(`Image ${query.row}, `, apart(query.name), ...(query.labels.length ? [", ", ...labelled(query)] : []));
+  const label = query?.label ? [", ", ...labelled(query)] : [];
+  if (own) caption.replaceChildren(apart(own.file.name), ...(query ? [`: image ${query.row} of the collection, `, apart(query.name)] : []), ...label);
+  else if (query) caption.replaceChildren(`Image ${query.row}, `, apart(query.name), ...label);
   else caption.replaceChildren(now.row === null ? "" : `Image ${now.row}`);
 }
 
@@ -137,12 +155,12 @@ function showProblem(sentence) {
   part("neighbours").replaceChildren();
 }
 
-function summary(found) {
-  const count = found.neighbours.length;
-  let text = `The ${plural(count, "nearest image")} of ${found.images.toLocaleString("en")}.`;
-  if (count && found.query && found.query.labels.length) {
-    const same = found.neighbours.filter((item) => item.labels.some((label) => found.query.labels.includes(label))).length;
-    text += ` ${same} of ${count} share a label with the query.`;
+function summary(found, now) {
+  const others = found.neighbours.filter((item) => item.row !== found.query?.row);
+  const from = now.label ? `with the label ${now.label}` : `of ${found.images.toLocaleString("en")}`;
+  let text = `The ${plural(found.neighbours.length, "nearest image")} ${from}.`;
+  if (others.length && found.query?.label && !now.label) {
+    text += ` ${others.filter((item) => sameLabel(item, found)).length} of ${others.length} have the label of the query.`;
   }
   return text;
 }
@@ -152,6 +170,7 @@ async function search(now, focus) {
   const mine = (searching = new AbortController());
   showQuery(now, null);
   part("problem").hidden = true;
+  mark(now.row);
   if (now.row === null && now.upload === null) {
     part("results").removeAttribute("aria-busy");
     part("neighbours").replaceChildren();
@@ -165,11 +184,12 @@ async function search(now, focus) {
   if (focus) part("results-title").focus();
   try {
     const found = await (now.upload === null
-      ? ask(`/search?row=${now.row}&k=${now.k}`, { signal: mine.signal })
+      ? ask(`/search?row=${now.row}&${options(now)}`, { signal: mine.signal })
       : post(now, mine.signal));
     showQuery(now, found.query);
     part("neighbours").replaceChildren(...found.neighbours.map((item) => neighbourTile(item, { ...now, upload: null }, found)));
-    part("status").textContent = summary(found);
+    mark(found.query?.row);
+    part("status").textContent = summary(found, now);
     document.title = `${part("query-caption").textContent} – Image search`;
   } catch (error) {
     if (error.name === "AbortError") return;
@@ -178,12 +198,18 @@ async function search(now, focus) {
   if (searching === mine) part("results").removeAttribute("aria-busy");
 }
 
+const options = (now) => new URLSearchParams({ k: now.k, ...(now.label ? { label: now.label } : {}) });
+
+async function send(address, file, signal) {
+  if (about && file.size > about.most_bytes) throw new Error(`The file is larger than ${about.most_bytes / 1e6} MB.`);
+  const kind = file.type.startsWith("image/") ? file.type : "application/octet-stream";
+  return ask(address, { method: "POST", body: file, headers: { "Content-Type": kind }, signal });
+}
+
 async function post(now, signal) {
   const own = uploads.get(now.upload);
   if (!own) throw new Error("This image is no longer available; choose it again.");
-  if (about && own.file.size > about.most_bytes) throw new Error(`The file is larger than ${about.most_bytes / 1e6} MB.`);
-  const kind = own.file.type.startsWith("image/") ? own.file.type : "application/octet-stream";
-  return ask(`/search?k=${now.k}`, { method: "POST", body: own.file, headers: { "Content-Type": kind }, signal });
+  return send(`/search?${options(now)}`, own.file, signal);
 }
 
 function searchWith(file) {
@@ -197,7 +223,7 @@ function searchWith(file) {
   go({ upload: number, row: null }, "results");
 }
 
-// ---- Images of the index ----
+// ---- Images of the collection ----
 
 function page(link, start, now) {
   if (start === null) {
@@ -212,35 +238,58 @@ function page(link, start, now) {
 async function browse(now, focus) {
   for (const link of document.querySelectorAll("#items .tile")) {
     link.href = addressOf({ ...now, row: Number(link.dataset.row) });
-    if (Number(link.dataset.row) === now.row) link.setAttribute("aria-current", "true");
-    else link.removeAttribute("aria-current");
   }
-  if (shownStart !== now.start) {
+  const parameters = new URLSearchParams({ start: now.start, count: PAGE, ...(now.label ? { label: now.label } : {}) });
+  const address = `/collection?${parameters}`;
+  if (shown !== address) {
     browsing?.abort();
     const mine = (browsing = new AbortController());
     waiting(part("items"), PAGE);
     try {
-      about = await ask(`/collection?start=${now.start}&count=${PAGE}`, { signal: mine.signal });
+      about = await ask(address, { signal: mine.signal });
     } catch (error) {
       if (error.name === "AbortError") return;
       part("items").replaceChildren();
       part("range").textContent = error.message;
-      shownStart = null;
+      shown = null;
       return;
     }
-    shownStart = now.start;
-    part("items").replaceChildren(...about.items.map((item) =>
-      tile(item, now, [element("span", { class: "label" }, item.labels.join(", ") || item.name)])));
+    shown = address;
+    part("items").replaceChildren(...about.items.map((item) => tile(item, now, [
+      element("span", { class: "name" }, apart(item.name)), element("span", { class: "label" }, apart(item.label))])));
+    mark(now.row);
     const end = now.start + about.items.length;
-    part("range").textContent = about.images ? `${(now.start + 1).toLocaleString("en")} to ${end.toLocaleString("en")} of ${about.images.toLocaleString("en")}` : "Empty";
+    part("range").textContent = about.found ? `${(now.start + 1).toLocaleString("en")} to ${end.toLocaleString("en")} of ${about.found.toLocaleString("en")}` : "Empty";
     part("about").textContent = `${plural(about.images, "image")} in ${plural(about.code_length, "bit")}`;
-    part("upload").hidden = !about.uploads;
-    part("row").max = about.images - 1;
+    part("adding").hidden = !about.writable;
   }
   const { start } = now;
   page(part("previous"), start > 0 ? Math.max(0, start - PAGE) : null, now);
-  page(part("next"), start + PAGE < about.images ? start + PAGE : null, now);
+  page(part("next"), start + PAGE < about.found ? start + PAGE : null, now);
   if (focus) part("collection-title").focus();
+}
+
+async function loadLabels() {
+  const { labels } = await ask("/labels").catch(() => ({ labels: [] }));
+  part("label").replaceChildren(new Option("all", ""), ...labels.map((label) => new Option(label, label)));
+  part("by-label").hidden = !labels.length;
+  select("label", view().label);
+}
+
+async function add(files) {
+  const told = [];
+  for (const [number, file] of [...files].entries()) {
+    part("added").textContent = `Adding ${number + 1} of ${plural(files.length, "image")}…`;
+    try {
+      const { image } = await send(`/add?${new URLSearchParams({ name: file.name })}`, file);
+      told.push(`${file.name} is image ${image.row}.`);
+    } catch (error) {
+      told.push(`${file.name} was not added: ${error.message}`);
+    }
+  }
+  part("added").textContent = told.join(" ");
+  shown = null;
+  await Promise.all([loadLabels(), browse(view(), false)]);
 }
 
 // ---- Events ----
@@ -272,12 +321,17 @@ part("by-number").addEventListener("submit", (event) => {
 });
 
 part("k").addEventListener("change", () => go({ k: Number(part("k").value) }));
+part("label").addEventListener("change", () => go({ label: part("label").value, start: 0 }));
 
-part("file").addEventListener("change", () => {
-  const [file] = part("file").files;
-  if (file) searchWith(file);
-  part("file").value = "";
-});
+function onFiles(id, use) {
+  part(id).addEventListener("change", () => {
+    const files = [...part(id).files];
+    part(id).value = "";
+    if (files.length) use(files);
+  });
+}
+onFiles("file", ([file]) => searchWith(file));
+onFiles("add", add);
 
 part("query-image").addEventListener("load", () => {
   const image = part("query-image");
@@ -289,12 +343,14 @@ part("query-image").addEventListener("error", () => {
   part("query-none").hidden = false;
 });
 
+const addsTo = (target) => Boolean(about?.writable && target.closest?.("#collection"));
 const holdsFiles = (event) => Boolean(event.dataTransfer) && [...event.dataTransfer.types].includes("Files");
 for (const kind of ["dragenter", "dragover"]) {
   document.addEventListener(kind, (event) => {
     if (!holdsFiles(event)) return;
     event.preventDefault();
-    document.body.classList.toggle("dragging", !about || about.uploads);
+    document.body.classList.add("dragging");
+    document.body.classList.toggle("to-collection", addsTo(event.target));
   });
 }
 document.addEventListener("dragleave", (event) => {
@@ -304,10 +360,12 @@ document.addEventListener("drop", (event) => {
   document.body.classList.remove("dragging");
   if (!holdsFiles(event)) return;
   event.preventDefault();
-  const [file] = event.dataTransfer.files;
-  if (file && (!about || about.uploads)) searchWith(file);
+  const files = [...event.dataTransfer.files];
+  if (!files.length) return;
+  if (addsTo(event.target)) add(files);
+  else searchWith(files[0]);
 });
 
 window.addEventListener("popstate", () => show());
-show();
-document.querySelector("main").classList.remove("starting"); // the layout is complete and does not move any more
+// Shown when the layout is complete and does not move any more.
+Promise.allSettled([show(), loadLabels()]).then(() => document.querySelector("main").classList.remove("starting"));

@@ -10,9 +10,9 @@ import main_mmasia
 import run
 from baselines import adsh, symmetric
 from data import Options, data_loader, load_data
-from modules import image_network
+from modules import image_network, trained
 from modules.discrete import draw_sample
-from search import model
+from modules.trained import load_network
 from tests.small_networks import SmallImageNet, shrink
 from training import progress, sweep
 from training.run_folder import RunFolder
@@ -104,12 +104,12 @@ def test_adsh_learns_the_codes_of_all_rows(tmp_path, small):
 def test_the_saved_network_gives_the_saved_codes(method, tmp_path, small, monkeypatch):
     """As search loads it: it has the layers of `image_network` and nothing else."""
     folder = train(tmp_path, "--method", method, "--max-iter", "2")
-    monkeypatch.setattr(model, "image_network", SmallImageNet)
-    trained = model.load_model(folder)
+    monkeypatch.setattr(trained, "image_network", SmallImageNet)
+    network = load_network(folder)[0]
     split = load_data("digits", "unused", Options(seed=999, image_size=16))
     query = torch.stack([image for image, _, _ in split.query])
     with torch.inference_mode():
-        _, code = trained.model(query)
+        _, code = network(query)
     assert torch.equal(code.sign(), tensors(folder)["query_code"]) and code.abs().max() <= 1
 
 
@@ -124,7 +124,7 @@ def test_orthohash_folds_its_batch_norm_into_a_real_network(tmp_path):
     split = load_data("digits", "unused", Options(seed=999, image_size=32, num_query=20))
     query = torch.stack([image for image, _, _ in split.query])
     with torch.inference_mode():
-        _, code = model.load_model(folder).model(query)
+        _, code = load_network(folder)[0](query)
     assert torch.equal(code.sign(), tensors(folder)["query_code"])
 
 

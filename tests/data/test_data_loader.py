@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 from data import ImageDataset, Options, load_data
 from data.data_loader import eval_batches, train_batches
 from data.pixels import MemoryPixels
-from data.transform import PIXEL_SCALE
+from data.windows import PIXEL_SCALE
 from utils.errors import UserError
 from utils.seeding import generator
 

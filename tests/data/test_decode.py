@@ -8,6 +8,7 @@ import subprocess
 import sys
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -214,14 +215,41 @@ def test_a_very_large_jpeg_is_read_at_half_its_size(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     photo(5, 600, 450).save(tmp_path / "a.jpg", exif=exif, quality=95)
-    whole, half = (decode(tmp_path / "a.jpg", 64, most_pixels=most) for most in (270_000, 269_999))
-    assert whole.shape == half.shape == (85, 64, 3)
+    whole, half = (decode(tmp_path / "a.jpg", 150, most_pixels=most) for most in (270_000, 269_999))
+    assert whole.shape == half.shape == (200, 150, 3)
     assert 0 < np.abs(whole.astype(int) - half).max() < 12 and np.abs(whole.astype(int) - half).mean() < 1
-    assert decode(tmp_path / "a.jpg", 64, most_pixels=67_500).shape == (85, 64, 3)
+    assert decode(tmp_path / "a.jpg", 150, most_pixels=67_500).shape == (200, 150, 3)
     with pytest.raises(
         BadImage, match=r"it has too many pixels, more than 67,499; make it smaller, or raise --max-pixels"
     ):
-        decode(tmp_path / "a.jpg", 64, most_pixels=67_499)
+        decode(tmp_path / "a.jpg", 150, most_pixels=67_499)
+
+
+@pytest.mark.parametrize(("side", "scale"), [(120, 2), (121, 1), (61, 2), (60, 4), (30, 8), (15, 8)])
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"exif": 6}, {"mode": "L"}, {"mode": "CMYK"}])
+def test_a_jpeg_is_decoded_at_twice_the_wanted_size_or_more(
+    tmp_path: Path, side: int, scale: int, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where it has four times that size; the pixels are nearly those of the whole image."""
+    exif = Image.Exif()
+    exif[0x0112] = options.get("exif", 1)
+    image = photo(5, 640, 480).convert(options.get("mode", "RGB"))
+    image.save(tmp_path / "a.jpg", exif=exif, quality=95, progressive="progressive" in options)
+    decoded: list[tuple[int, int]] = []
+    load = ImageFile.ImageFile.load
+
+    def note(opened: ImageFile.ImageFile) -> object:
+        decoded.append(opened.size)
+        return load(opened)
+
+    monkeypatch.setattr(ImageFile.ImageFile, "load", note)
+    got = decode(tmp_path / "a.jpg", side)
+    assert decoded[0] == (640 // scale, 480 // scale)
+    monkeypatch.setattr("PIL.JpegImagePlugin.JpegImageFile.draft", lambda *_: None)
+    want = decode(tmp_path / "a.jpg", side)
+    difference = np.abs(got.astype(int) - want)
+    assert got.shape == want.shape and difference.max() <= 12 and difference.mean() < 1
+    assert (scale == 1) == bool((difference == 0).all())
 
 
 @pytest.mark.parametrize(
@@ -269,7 +297,8 @@ import sys
 from pathlib import Path
 import numpy as np
 from data.decode import decode
-from data.transform import eval_windows, make_image
+from data.transform import make_image
+from data.windows import eval_windows
 def peak():  # of this process alone; getrusage would count the process that started it
     [line] = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:")]
     return int(line.split()[1]) * 1024

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import data
 from data import Options, load_data
 from data.folder import query_counts
 from tests import image_trees as trees
@@ -69,7 +68,7 @@ def test_protocols_of_the_literature(tmp_path: Path, monkeypatch: pytest.MonkeyP
     for label in "abcdefghij":
         for number in range(12):
             trees.save_photo(tmp_path / label / f"{number}.png", number, 20, 20)
-    monkeypatch.setattr(data, "NUM_TRAIN", 10)
+    monkeypatch.setattr("data.datasets.NUM_TRAIN", 10)
     pool = load_data("folder", tmp_path, Options(seed=3, num_query=20, cache="off"))
     assert pool.train is pool.database and (len(pool.query), len(pool.database)) == (20, 100)
     split = load_data("folder", tmp_path, Options(seed=3, num_query=20, cache="off", protocol="train-5000"))
@@ -81,7 +80,7 @@ def test_protocols_of_the_literature(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert again.train.paths == split.train.paths != other.train.paths
     with pytest.raises(UserError, match="10000 leaves no database"):
         load_data("folder", tmp_path, Options(cache="off", protocol="test-10000"))
-    monkeypatch.setattr(data, "NUM_TRAIN", 15)
+    monkeypatch.setattr("data.datasets.NUM_TRAIN", 15)
     with pytest.raises(UserError, match="15 is not a multiple of the 10 classes"):
         load_data("folder", tmp_path, Options(num_query=20, cache="off", protocol="train-5000"))
     with pytest.raises(UserError, match="--protocol is an option of the datasets cifar-10 and folder"):

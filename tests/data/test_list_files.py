@@ -9,7 +9,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from data.list_files import read_class_names, read_labels, read_names, read_pairs, with_prefix
+from data.list_files import read_class_names, read_labels, read_pairs, with_prefix
+from data.name_lists import read_names
 from utils.errors import UserError
 
 fuzz = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -21,7 +21,8 @@ from data import Options, load_data
 from data.data_loader import eval_batches, train_batches
 from data.pixel_cache import VERSION, CachedPixels, StaleCache
 from data.pixels import ImageFiles
-from data.transform import AUGMENTATIONS, HEIGHT, draw_windows
+from data.transform import AUGMENTATIONS, draw_windows
+from data.windows import HEIGHT
 from tests import image_trees as trees
 from utils.errors import UserError
 from utils.log import log

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 
-import data
 import main_mmasia
 import main_tomm
 import run
@@ -57,7 +56,7 @@ def test_a_training_pool_outside_the_database(method: str, tmp_path: Path, monke
     """--protocol train-5000: codes learned for other images cannot be searched, so that only "network" is left."""
     for main in (main_mmasia, main_tomm, adsh, symmetric):
         shrink(monkeypatch, main, dropout=0.5)
-    monkeypatch.setattr(data, "NUM_TRAIN", 6)
+    monkeypatch.setattr("data.datasets.NUM_TRAIN", 6)
     trees.folder_tree(tmp_path / "dataset")  # 30 images of 3 classes
     flags = [
         *("--method", method, "--dataset", "folder", "--root", tmp_path / "dataset", "--logs", tmp_path / "logs"),

@@ -17,8 +17,8 @@ from torchvision.transforms.v2 import functional
 
 from data.image_dataset import ImageDataset
 from data.pixels import MemoryPixels
-from data.transform import (
-    AUGMENTATIONS,
+from data.transform import AUGMENTATIONS, BatchResampler, draw_windows, make_image
+from data.windows import (
     FLIP,
     HEIGHT,
     IMAGENET_MEAN,
@@ -29,10 +29,7 @@ from data.transform import (
     PIXEL_SCALE,
     TOP,
     WIDTH,
-    BatchResampler,
-    draw_windows,
     eval_windows,
-    make_image,
     resized_size,
     shorter_side_for,
 )

@@ -10,9 +10,8 @@ from PIL import Image, features
 
 from data import Options, load_data
 from data.decode import decode
+from data.image_paths import find_images, labelled_images
 from data.walk import images_below
-from search.build import find_sources
-from search.encode import find_images
 from tests.image_trees import ids, photo, save_photo
 from utils.errors import UserError
 
@@ -38,7 +37,7 @@ def test_links_are_followed_in_training_encoding_and_indexing(tree: Path, caplog
     split = load_data("folder", tree, Options(image_size=32, cache="off"))
     assert split.class_names == ["cat", "dog"] and ids(split) == set(NAMES)
     assert find_images([str(tree)]) == [str(tree / name) for name in NAMES]
-    assert [(name, label) for _, name, label in find_sources([str(tree)])[0]] == [(name, name[:3]) for name in NAMES]
+    assert labelled_images([str(tree)]) == {str(tree / name): name[:3] for name in NAMES}
     assert not caplog.text
 
 

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from data import Options, load_data
-from data.list_files import read_labels, read_names
+from data.list_files import read_labels
+from data.name_lists import read_names
 from dataset import export_digits, official_release, prepare_flickr25k, prepare_nus_wide
 from tests import image_trees as trees
 from utils.errors import UserError

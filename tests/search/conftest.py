@@ -2,23 +2,12 @@
 
 import pytest
 
-import search.model
-from search.__main__ import main
+from search.encode import Encoding
+from search.model import Model
+from search.store import build
 from tests.image_trees import folder_tree
-from tests.search.encode_small import make_run
-from tests.small_networks import SmallImageNet
-
-
-@pytest.fixture
-def small(monkeypatch):
-    """Runs load the small network instead of a real one."""
-    monkeypatch.setattr(search.model, "image_network", SmallImageNet)
-
-
-@pytest.fixture
-def run_folder(tmp_path, small):
-    """The folder of a run of the small network, 12 bits."""
-    return make_run(tmp_path / "run")
+from tests.search.digits_page import Client, digits_store, serving
+from tests.search.tiny_model import write_tiny_model
 
 
 @pytest.fixture
@@ -29,7 +18,30 @@ def photos(tmp_path):
 
 
 @pytest.fixture
-def index(run_folder, photos, tmp_path, capsys):
-    assert main(["build", str(run_folder), str(photos), "-o", str(tmp_path / "index"), "--device", "cpu"]) == 0
-    assert "30 images in 12 bits: index written to" in capsys.readouterr().out
-    return tmp_path / "index"
+def model_file(tmp_path):
+    """A tiny model of 12 bits."""
+    return write_tiny_model(tmp_path / "model.onnx")
+
+
+@pytest.fixture
+def store(tmp_path, photos, model_file):
+    """A store of `photos`."""
+    return build(str(tmp_path / "store"), Model.load(model_file), [str(photos)], Encoding())[0]
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory):
+    """A store of digits, which no test changes."""
+    return digits_store(tmp_path_factory.mktemp("digits"))
+
+
+@pytest.fixture(scope="session")
+def client(digits):
+    """The page of `digits` without a server, and `server` with one."""
+    return Client(digits)
+
+
+@pytest.fixture(scope="session")
+def server(digits):
+    with serving(digits) as server:
+        yield server

@@ -1,189 +1,181 @@
-"""The model of a run and its export."""
+"""The ONNX file of a model, read without torch."""
 
-import json
-import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
+import onnxruntime
 import pytest
 import torch
+from onnx import numpy_helper
+from torch import nn
 
 import search.model
-from modules import AlexNetHash, image_network
-from search.__main__ import main
-from search.model import export_model, fingerprint, load_model
-from tests.search.encode_small import BITS, SIZE, make_run, read, signs
-from tests.small_networks import SmallImageNet
+from modules import AlexNetHash
+from search.export import packed, to_onnx
+from search.model import Model, sealed
+from tests.search.tiny_model import SIZE, tiny_model
 from utils.errors import UserError
 
-
-def test_an_ambiguous_code_length_is_refused(tmp_path, small, photos, capsys):
-    folder = make_run(tmp_path / "run", 12, 24)
-    with pytest.raises(UserError, match=r"models of 12, 24 bits; choose one with --code-length"):
-        load_model(folder)
-    with pytest.raises(UserError, match=r"--code-length 32.*it has 12, 24 bits"):
-        load_model(folder, 32)
-    assert load_model(folder, 24).code_length == 24
-    assert main(["encode", str(folder), str(photos), "--code-length", "24", "-o", str(tmp_path / "codes.npz")]) == 0
-    assert read(tmp_path / "codes.npz")["codes"].shape == (30, 3)
+BATCHES = (1, 2, 3, 4, 5, 7, 8, 16, 31, 33, 64, 128)
 
 
-def test_loading_draws_no_random_numbers_and_evaluates(run_folder):
-    torch.manual_seed(5)
-    before = torch.get_rng_state()
-    model = load_model(run_folder)
-    assert torch.equal(torch.get_rng_state(), before)
-    assert not model.model.training
-    assert all(value.dtype == torch.float32 and not value.is_meta for value in model.model.state_dict().values())
-    assert model.settings["dataset"] == "folder" and (model.image_size, model.shorter_side) == (SIZE, 37)
+def images_of(count, size=SIZE, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
 
 
-def test_old_runs_without_a_backbone_setting(run_folder):
-    config = json.loads((run_folder / "config.json").read_text())
-    del config["settings"]["backbone"]
-    (run_folder / "config.json").write_text(json.dumps(config))
-    assert load_model(run_folder).settings["backbone"] == "alexnet"
+@pytest.fixture(scope="module")
+def alexnet():
+    """AlexNet with narrow linear layers and random weights, so that its 32 bits are near 0 on average."""
+    torch.manual_seed(1)
+    with torch.device("meta"):  # its own linear layers have 54 million weights
+        module = AlexNetHash(32, weights=None)
+    module.classifier = nn.Sequential(nn.Linear(9216, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU())
+    module.hash_layer = nn.Sequential(nn.Linear(256, 32), nn.Tanh())
+    module.features.to_empty(device="cpu")
+    for layer in module.features:
+        if isinstance(layer, nn.Conv2d):
+            layer.reset_parameters()
+    settings = {"backbone": "alexnet", "code_length": 32, "image_size": 64, "dataset": "folder", "method": "none"}
+    network = packed(module.requires_grad_(False), settings)
+    images = torch.from_numpy(images_of(16, 64))
+    pixels = images.permute(0, 3, 1, 2).float() * network.scale + network.bias
+    layer = network.network.hash_layer[0]
+    layer.bias.copy_(-layer.weight @ network.network(pixels)[0].mean(0))
+    return network, Model.from_bytes(to_onnx(network), "alexnet")
 
 
-def test_another_backbone(tmp_path):
-    folder = tmp_path / "run"
-    make_run(folder, 8, backbone="resnet18")
-    network = image_network("resnet18", 8, weights=None).eval()
-    torch.save(network.state_dict(), folder / "model_image-8bits.pt")
-    images = torch.randn(2, 3, SIZE, SIZE)
-    loaded = load_model(folder)
-    with torch.inference_mode():
-        assert torch.equal(loaded.model(images)[1], network(images)[1])
-    export_model(loaded, tmp_path / "model.pt")  # batch normalisation counts in whole numbers, which stay so
-    again = load_model(tmp_path / "model.pt")
-    assert again.settings["backbone"] == "resnet18"
-    assert again.model.state_dict()["backbone.bn1.num_batches_tracked"].dtype == torch.int64
+def test_the_outputs_of_an_image_do_not_depend_on_the_batch(alexnet):
+    """AlexNet, bit for bit, on the machine of the test: a store has codes of images alone and in batches."""
+    _, model = alexnet
+    images = images_of(max(BATCHES), 64)
+    codes, outputs = model.session.run(("codes", "outputs"), {"images": images})
+    assert len(np.unique(codes, axis=0)) > 100
+    for size in BATCHES:
+        start = max(BATCHES) - size  # at another place of the batch, too
+        part, own = model.session.run(("codes", "outputs"), {"images": images[start:]})
+        assert np.array_equal(own, outputs[start:]) and np.array_equal(part, codes[start:])
 
 
-def spoil(folder: Path, how: str) -> None:
-    model = folder / f"model_image-{BITS}bits.pt"
-    state = torch.load(model, weights_only=True)
-    if how == "no folder":
-        (folder / "config.json").unlink()
-        model.unlink()
-        folder.rmdir()
-    elif how == "no config":
-        (folder / "config.json").unlink()
-    elif how == "damaged config":
-        (folder / "config.json").write_text("{")
-    elif how == "no settings":
-        (folder / "config.json").write_text("{}")
-    elif how == "wrong settings":
-        (folder / "config.json").write_text(json.dumps({"settings": {"dataset": "folder", "image_size": "64"}}))
-    elif how == "no model":
-        model.unlink()
-    elif how == "cut short":
-        model.write_bytes(model.read_bytes()[:1000])
-    elif how == "code":
-        torch.save({"hash_layer.0.weight": os.system}, model)
-    elif how == "a tensor":
-        torch.save(torch.zeros(3), model)
-    elif how == "missing entry":
-        torch.save({name: value for name, value in state.items() if name != "net.3.bias"}, model)
-    elif how == "further entry":
-        torch.save(state | {"classifier.6.bias": torch.zeros(2)}, model)
-    elif how == "another shape":
-        torch.save(SmallImageNet("alexnet", BITS + 1).state_dict(), model)
-    elif how == "whole numbers":
-        torch.save({name: value.long() for name, value in state.items()}, model)
-    elif how == "not finite":
-        torch.save(state | {"net.3.bias": state["net.3.bias"] / 0}, model)
+def test_the_codes_are_those_of_torch(alexnet):
+    network, model = alexnet
+    images = images_of(32, 64, seed=1)
+    codes, outputs = network(torch.from_numpy(images))
+    own = model.session.run(("outputs",), {"images": images})[0]
+    assert np.abs(own - outputs.numpy()).max() < 1e-6
+    assert np.bitwise_count(model.codes(images) ^ codes.numpy()).sum() <= 1
+    assert np.array_equal(model.codes(images), np.packbits(own >= 0, axis=1))
+
+
+def test_bit_order_and_the_sign_of_zero():
+    class Given(nn.Module):
+        def forward(self, images):
+            row = torch.tensor([0.5, -0.5, 0.0, -0.0, -1e-30, 1.0, -1.0, -1.0, -0.1, 0.1])
+            return None, row.repeat(len(images), 1)
+
+    codes, _ = packed(Given(), {"code_length": 10})(torch.from_numpy(images_of(3, 8)))
+    assert codes.dtype == torch.uint8 and codes.tolist() == [[0b10110100, 0b01000000]] * 3
+
+
+def test_what_a_model_says_of_itself(tmp_path):
+    model = Model.from_bytes(tiny_model(12, 32), "tiny")
+    assert (model.code_length, model.image_size, model.shorter_side) == (12, 32, 37)
+    assert model.codes(images_of(3)).shape == (3, 2) and model.codes(images_of(0)).shape == (0, 2)
+    (tmp_path / "model.onnx").write_bytes(model.content)
+    assert Model.load(tmp_path / "model.onnx").fingerprint == model.fingerprint
+
+
+def edited(change):
+    """The content of a model file whose graph was changed before it was sealed."""
+    model = onnx.load_from_string(tiny_model())
+    change(model)
+    model.metadata_props.pop()  # the old digest, which a parser takes for metadata
+    return sealed(model.SerializeToString())
+
+
+def test_a_network_that_gives_no_number_is_refused():
+    def spoil(model):
+        for value in model.graph.initializer:
+            if value.name == "bias":
+                value.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(value) * np.float32("nan"), "bias"))
+
+    with pytest.raises(UserError, match="bad: an output of the network is not a number; use another model"):
+        Model.from_bytes(edited(spoil), "bad").codes(images_of(1))
+
+
+def set_property(name, value):
+    def change(model):
+        for entry in model.metadata_props:
+            if entry.key == name:
+                entry.value = value
+
+    return change
 
 
 @pytest.mark.parametrize(
-    ("how", "message"),
+    ("content", "message"),
     [
-        ("no folder", "there is no such folder"),
-        ("no config", r"config.json: there is no such file"),
-        ("damaged config", "cannot be read as JSON"),
-        ("no settings", "holds no settings"),
-        ("wrong settings", "'image_size' is '64'"),
-        ("no model", r"has no model_image-\*bits.pt"),
-        ("cut short", r"model_image-12bits.pt: damaged"),
-        ("code", r"model_image-12bits.pt: damaged"),
-        ("a tensor", "not a state dict"),
-        ("missing entry", r"lacks 'net.3.bias' \(1 such\)"),
-        ("further entry", "has the unknown entry 'classifier.6.bias'"),
-        ("another shape", r"'hash_layer.0.weight' has shape \(13, 24\), not \(12, 24\)"),
-        ("whole numbers", "has numbers of another kind"),
-        ("not finite", "not finite"),
+        (b"", "cut short, or not a file of `python -m search export`"),
+        (b"PK\x03\x04" + bytes(300), "cut short, or not a file of"),
+        (tiny_model()[:-1], "cut short, or not a file of"),
+        (sealed(b"no protobuf"), "cannot be read"),
+        (edited(set_property("format", "schn-onnx-0")), "written by another version"),
+        (edited(set_property("decoding", "1")), "written by another version"),
+        (edited(set_property("settings", '{"code_length": "12"}')), "written by another version"),
+        (edited(set_property("settings", "{")), "cannot be read"),
     ],
 )
-def test_a_wrong_model_is_refused_in_one_line(how, message, run_folder, tmp_path, photos, capsys):
-    spoil(run_folder, how)
-    with pytest.raises(UserError, match=message):
-        load_model(run_folder)
-    assert main(["encode", str(run_folder), str(photos), "-o", str(tmp_path / "codes.npz")]) == 2
-    captured = capsys.readouterr()
-    assert captured.err.startswith("python -m search encode: ") and captured.err.count("\n") == 1
-    assert not (tmp_path / "codes.npz").exists()
+def test_another_file_is_refused_in_one_sentence(content, message, tmp_path):
+    path = tmp_path / "model.onnx"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=message) as caught:
+        Model.load(path)
+    assert str(caught.value).startswith(f"{path}: ") and "\n" not in str(caught.value)
+    assert "export the model again" in str(caught.value)
 
 
-def test_the_fingerprint_is_of_the_numbers(run_folder):
-    model = load_model(run_folder)
-    state = model.model.state_dict()
-    assert fingerprint(state) == model.fingerprint and len(model.fingerprint) == 64
-    assert fingerprint(dict(reversed(state.items()))) == model.fingerprint
-    strided = {name: value.t().contiguous().t() if value.ndim == 2 else value for name, value in state.items()}
-    assert fingerprint(strided) == model.fingerprint
-    changed = {name: value.clone() for name, value in state.items()}
-    changed["net.3.bias"][0] += 1e-6
-    assert fingerprint(changed) != model.fingerprint
-    renamed = {name.replace("net.3", "net.4"): value for name, value in state.items()}
-    assert fingerprint(renamed) != model.fingerprint
+def test_a_flipped_bit_anywhere_is_noticed():
+    content = tiny_model()
+    random = np.random.default_rng(0)
+    for place in [*range(40), *range(len(content) - 150, len(content)), *random.integers(0, len(content), 100)]:
+        damaged = bytearray(content)
+        damaged[place] ^= 1 << int(random.integers(8))
+        with pytest.raises(UserError, match="export the model again"):
+            Model.from_bytes(bytes(damaged), "model.onnx")
 
 
-def test_an_export_replaces_the_folder_of_the_run(run_folder, photos, tmp_path, capsys):
-    model = tmp_path / "model.pt"
-    assert main(["export", str(run_folder), "-o", str(model)]) == 0
-    content = torch.load(model, weights_only=True)
-    assert content["settings"] == load_model(run_folder).settings
-    assert {value.dtype for value in content["state"].values()} == {torch.float16}
-    loaded = load_model(model)
-    assert {value.dtype for value in loaded.model.state_dict().values()} == {torch.float32}
-    for name, value in load_model(run_folder).model.state_dict().items():
-        assert torch.equal(loaded.model.state_dict()[name], value.half().float())
-    assert loaded.settings == load_model(run_folder).settings
-    assert main(["encode", str(model), str(photos), "-o", str(tmp_path / "half.npz")]) == 0
-    assert main(["encode", str(run_folder), str(photos), "-o", str(tmp_path / "full.npz")]) == 0
-    half, full = read(tmp_path / "half.npz"), read(tmp_path / "full.npz")
-    assert np.array_equal(half["names"], full["names"])
-    assert (signs(half) != signs(full)).mean() < 0.05
-    assert str(half["fingerprint"]) == loaded.fingerprint != str(full["fingerprint"])
-    assert main(["export", str(model), "-o", str(tmp_path / "again.pt")]) == 0  # nothing more is lost
-    assert load_model(tmp_path / "again.pt").fingerprint == loaded.fingerprint
-    with pytest.raises(UserError, match="is a model of 12 bits"):
-        load_model(model, 24)
+def test_what_is_no_file_says_how_to_make_one(tmp_path):
+    with pytest.raises(UserError, match=r"gone.onnx: cannot be read \(No such file or directory\); name a"):
+        Model.load("gone.onnx")
+    with pytest.raises(UserError, match=r"Is a directory\); name a file of `search export`"):
+        Model.load(tmp_path)
 
 
-def test_the_size_of_an_alexnet_s_export():
-    with torch.device("meta"):
-        state = AlexNetHash(48, weights=None).state_dict()
-    assert sum(value.numel() for value in state.values()) * torch.float16.itemsize <= 120e6
+def test_devices(monkeypatch):
+    assert "CUDAExecutionProvider" not in Model.from_bytes(tiny_model(), "tiny", "cpu").session.get_providers()
+    with pytest.raises(UserError, match=r"--device tpu: not a device; use auto, cpu or cuda"):
+        Model.from_bytes(tiny_model(), "tiny", "tpu")
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    with pytest.raises(UserError, match="install onnxruntime-gpu"):
+        Model.from_bytes(tiny_model(), "tiny", "cuda")
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    # Not TF32, onnxruntime's default, which keeps 10 bits of a number.
+    assert search.model._providers("auto")[0] == ("CUDAExecutionProvider", {"use_tf32": "0"})
+    assert search.model._providers("cpu") == ["CPUExecutionProvider"]
 
 
-def test_a_run_s_model_in_half_precision_runs_in_float32(run_folder, photos):
-    path = run_folder / f"model_image-{BITS}bits.pt"
-    state = torch.load(path, weights_only=True)
-    torch.save({name: value.half() for name, value in state.items()}, path)
-    assert {value.dtype for value in load_model(run_folder).model.state_dict().values()} == {torch.float32}
+CODE = """
+import sys
+from search.__main__ import main
+main(["encode", *sys.argv[1:]])
+assert not {"torch", "torchvision", "matplotlib", "lancedb"} & sys.modules.keys(), sys.modules.keys()
+"""
 
 
-def test_weights_beyond_half_precision(run_folder, tmp_path):
-    model = load_model(run_folder)
-    model.model.net[3].bias.data[0] = 1e5
-    with pytest.raises(UserError, match=r"'net.3.bias' has weights beyond 65,504"):
-        export_model(model, tmp_path / "model.pt")
-    assert not (tmp_path / "model.pt").exists()
-
-
-@pytest.mark.parametrize("content", [{"a": torch.zeros(1)}, {"format": search.model.EXPORT_FORMAT}, [1, 2]])
-def test_another_file_is_no_export(content, tmp_path):
-    torch.save(content, tmp_path / "other.pt")
-    with pytest.raises(UserError, match=r"other\.pt: "):
-        load_model(tmp_path / "other.pt")
+def test_encoding_needs_no_torch(model_file, photos, tmp_path):
+    command = [sys.executable, "-c", CODE, str(model_file), str(photos), "-o", str(tmp_path / "codes.npz")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2])
+    assert done.returncode == 0, done.stderr
+    assert "30 images in 12 bits: written to" in done.stdout

@@ -1,0 +1,22 @@
+"""From an image file to the pixels that evaluation shows a network. Needs no torch."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+
+from data.decode import BadImage, decode
+from data.windows import eval_image
+from utils.command import MOST_PIXELS
+
+
+def prepare_image(
+    path: str | os.PathLike[str], image_size: int, shorter_side: int, most_pixels: int = MOST_PIXELS
+) -> np.ndarray | BadImage:
+    """The pixels before normalisation, uint8 [S, S, 3] (`eval_image`); or why the file cannot be read."""
+    try:
+        pixels = decode(path, shorter_side, most_pixels=most_pixels)
+    except BadImage as error:
+        return error
+    return eval_image(pixels, image_size, shorter_side)
