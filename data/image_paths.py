@@ -12,7 +12,7 @@ from data.decode import EXTENSIONS
 from data.name_lists import read_names, split_labels
 from data.walk import images_below
 from utils.errors import UserError
-from utils.log import log
+from utils.log import log, printable
 
 _NOT_UTF8 = re.compile("[\udc80-\udcff]")  # what Python makes of other bytes in a name
 
@@ -54,7 +54,7 @@ def labelled_images(inputs: Sequence[str]) -> dict[str, str]:
     for given in inputs:
         for path in find_images([given]):
             if _NOT_UTF8.search(path):
-                log.warning("%s: skipped (its name is not UTF-8; rename it)", path)
+                log.warning("%s: skipped (its name is not UTF-8; rename it)", printable(path))
                 continue
             head, tail = (given, os.path.relpath(path, given)) if os.path.isdir(given) else os.path.split(path)
             label = tail.split(os.sep)[0] if os.sep in tail else ""

@@ -100,7 +100,7 @@ def test_a_name_that_is_not_utf_8_is_left_out(tmp_path, model_file, caplog):
     save_photo(tmp_path / "photos" / os.fsdecode(b"bad\xff.png"), 2)
     store, _ = build(str(tmp_path / "store"), Model.load(model_file), [str(tmp_path / "photos")], ENCODING)
     assert list(contents(store)) == ["good.png"]
-    bad = str(tmp_path / "photos" / os.fsdecode(b"bad\xff.png"))
+    bad = tmp_path / "photos" / "bad\N{REPLACEMENT CHARACTER}.png"
     assert caplog.messages == [f"{bad}: skipped (its name is not UTF-8; rename it)"]
 
 
