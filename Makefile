@@ -15,7 +15,7 @@ run: $(VENV)/.ready
 	$(BIN)/python run.py --method main_tomm --dataset digits --code-length 32
 
 test: $(VENV)/.ready
-	$(BIN)/python -m pytest -n 2 --dist worksteal --cov --cov-report=term:skip-covered --cov-fail-under=90
+	$(BIN)/python -m pytest -n 3 --dist worksteal --cov --cov-report=term:skip-covered --cov-fail-under=90
 
 test-gpu: $(VENV)/.ready
 	$(BIN)/python -m pytest -m gpu
