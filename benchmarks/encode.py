@@ -25,7 +25,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import fields
 from functools import partial
 from pathlib import Path
 
@@ -156,8 +155,8 @@ def codes_of(half: ImageDataset, model: Model) -> torch.Tensor:
 def measure_map(run: Path, root: str | None) -> None:
     """The second command."""
     settings = read_config(run)["settings"]
-    given = {field.name: settings[field.name] for field in fields(Options) if field.name in settings}
-    split = load_data(settings["dataset"], root or settings["root"], Options(**given | {"cache": "off"}))
+    options = Options.of(settings | {"cache": "off"})
+    split = load_data(settings["dataset"], root or settings["root"], options)
     network = packed(*load_network(run))
     exported = Model.from_bytes(to_onnx(network), str(run), "cpu")
     sizes = exported.image_size, exported.shorter_side

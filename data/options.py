@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from typing import Any
 
 from utils.command import MOST_PIXELS, PROTOCOLS, flag_of
 from utils.errors import UserError
@@ -86,6 +88,11 @@ class Options:
             raise UserError(f"--query-share must be above 0 and below 1, not {self.query_share!r}.")
         if not isinstance(self.cache, str) or not self.cache:
             raise UserError(f"--cache must be on, off or a folder, not {self.cache!r}.")
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Any]) -> Options:
+        """Those of the settings of a run (config.json), which have more entries; older runs have fewer."""
+        return cls(**{field.name: settings[field.name] for field in fields(cls) if field.name in settings})
 
     def require_fitting(self, dataset: str) -> None:
         """Raise a UserError that names an option of another dataset."""

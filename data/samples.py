@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +28,7 @@ def sample_images(
     """
     root = settings.get("root", "")
     if not inputs and settings["dataset"] in ("digits", "cifar-10"):  # in memory, without files of images
-        given = {field.name: settings[field.name] for field in fields(Options) if field.name in settings}
-        half = load_data(settings["dataset"], root, Options(**given)).database
+        half = load_data(settings["dataset"], root, Options.of(settings)).database
         stored = [half.source.image(row) for row in half.rows[evenly(len(half), number)].tolist()]
         return np.stack([eval_image(one.permute(1, 2, 0).numpy(), image_size, shorter_side) for one in stored])
     if not inputs and (settings["dataset"] != "folder" or not Path(root).is_dir()):

@@ -33,7 +33,7 @@ def query(options: argparse.Namespace, store: Store) -> None:
     if options.label and options.label not in (labels := store.labels()):  # "": the images without one
         raise UserError(f"--label {options.label}: no image has this label; they are {', '.join(labels[:20])}.")
     paths, codes, unreadable = encode_all(store.model(options.device), find_images(options.images), options.encoding)
-    results = store.search(codes, options.k, options.radius, options.label, options.exact or None, options.probes)
+    results = store.search(codes, options.k, options.radius, options.label, options.exact, options.probes)
     found = list(zip(paths, results, strict=True))
     lists = store.lists() or 0  # 0: all codes are compared
     is_exact = options.exact or (options.probes or default_probes(lists)) >= lists

@@ -179,7 +179,7 @@ class Store:
         k: int | None = None,
         radius: int | None = None,
         label: str | None = None,
-        exact: bool | None = None,
+        exact: bool = False,
         probes: int | None = None,
     ) -> list[Neighbours]:
         """The nearest images to each of the codes uint8 [q, ceil(K/8)] by Hamming distance, ties by row.
@@ -200,17 +200,17 @@ class Store:
         lists = None if exact or not count else self.lists()
         if lists is None:
             return self.collection().search(queries, most, limit, label)
-        return [self._search_index(query, most, limit, label, probes or default_probes(lists)) for query in queries]
+        how = most, limit, label, probes or default_probes(lists), count
+        return [self._by_index(query, *how) for query in queries]
 
-    def _search_index(self, query: Codes, k: int, radius: int, label: str | None, probes: int) -> Neighbours:
-        """`search` for one code uint8 [bytes]. LanceDB also compares the images that are not in a list yet."""
+    def _by_index(self, query: Codes, k: int, radius: int, label: str | None, probes: int, count: int) -> Neighbours:
+        """`search` for one code uint8 [bytes], in `count`. LanceDB also compares images that are not in a list yet."""
         with _explained(self.uri):
             search = self._table.search(query, vector_column_name="code").distance_type("hamming").nprobes(probes)
             search = search.with_row_id(True).select(["name", "label", "_distance"])
             if label is not None:
                 quoted = label.replace("'", "''")
                 search = search.where(f"label = '{quoted}'", prefilter=True)
-            count = len(self)
             fetched = min(k + _MORE, count)
             found = search.distance_range(0, radius + 1).limit(fetched).to_arrow()
             if len(found) == fetched < count and found["_distance"][-1] == found["_distance"][k - 1]:  # more ties
@@ -332,8 +332,8 @@ class Store:
         self._table.create_index("code", config=config, name=name, replace=True)
         queries, most = drawn[:_RECALL_QUERIES], min(DEFAULT_K, len(codes))
         exact = search_words(as_words(codes), as_words(queries), most, self.code_length)
-        found = [self._search_index(query, most, self.code_length, None, probes).distances for query in queries]
-        right = sum(int((near <= best[-1]).sum()) for near, (_, best) in zip(found, exact, strict=True))
+        found = [self._by_index(query, most, self.code_length, None, probes, len(codes)) for query in queries]
+        right = sum(int((near.distances <= best[-1]).sum()) for near, (_, best) in zip(found, exact, strict=True))
         return name, right / (most * len(queries))
 
     @contextmanager
