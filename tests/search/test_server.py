@@ -201,7 +201,7 @@ def test_addresses_are_not_changed(server):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_it_serves_until_a_signal(client, monkeypatch, number):
-    before, said = threading.active_count(), []
+    before, said = threading.enumerate(), []
 
     def say(line, flush):
         said.append(line)
@@ -214,7 +214,9 @@ def test_it_serves_until_a_signal(client, monkeypatch, number):
     with handled_by(interrupt), pytest.raises(Interrupted, match=signal.Signals(number).name):
         serve(client.app, LOCAL, 0, "130 images")
     assert re.fullmatch(r"130 images: http://127.0.0.1:\d+/ \(Ctrl\+C stops the server\)", said[0])
-    assert threading.active_count() <= before
+    for thread in set(threading.enumerate()) - set(before):  # told to end, which takes a moment
+        thread.join(timeout=20)
+        assert not thread.is_alive(), thread
 
 
 def test_slow_clients_are_dropped_and_then_the_next_one_is_answered(monkeypatch):
