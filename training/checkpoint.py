@@ -69,6 +69,7 @@ class Checkpoint:
             "generators_cuda": distributed.of_all(_cuda_generator(self.run.device)),
         }
         self.run.save_checkpoint(self.code_length, done, state)
+        self.run.stop.deferred = False  # nothing would be lost now
 
     def restore(self) -> tuple[int, dict[str, Any] | None]:
         """Load the newest checkpoint of this code length, if there is one.

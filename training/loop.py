@@ -123,13 +123,12 @@ class Loop:
             # The processes of a job can only stop together, so that a job evaluates to the end.
             stop.deferred = distributed.size() > 1
             self.recorder.record(row, self.database_codes)
+            stop.deferred = True
         except Interrupted:
             stop.deferred = True
             self.checkpoint.write(iteration + 1, row)  # the resumed run evaluates this iteration
             raise
-        stop.deferred = True
         self.checkpoint.save(iteration)
-        stop.deferred = False
 
     def finish(self, simplify: Callable[[], None] | None = None) -> dict[str, Any]:
         """Evaluate and write the results; returns the row of results.json.
@@ -137,8 +136,6 @@ class Loop:
         `simplify` brings model_image into the form that `image_network` gives, without changing its codes. Raises
         Interrupted where a signal has stopped it; the last checkpoint is that of the last iteration.
         """
-        # Without checkpoints the results are all that is kept of the training.
-        self.run.stop.deferred = self.settings.save_iter == 0
         result = self.recorder.finish(self.database_codes, simplify)
         if stop := self.checkpoint.asked_to_stop():
             raise Interrupted(stop)

@@ -33,10 +33,10 @@ def handled_by(handler: Callable[[int, FrameType | None], None]) -> Iterator[Non
 
 
 class StopRequest:
-    """A handler of training: a signal stops the process at once, but during an iteration it waits for its end.
+    """A handler of training: a signal stops the process at once, but where work would be lost it waits for a checkpoint.
 
-    `deferred` is true from the first mini-batch of an iteration until its checkpoint: then the first signal is only
-    recorded in `number`, and the second stops the process at once.
+    `deferred` is true from the first mini-batch after a checkpoint until the next checkpoint, except during an
+    evaluation: then the first signal is only recorded in `number`, and the second stops the process at once.
     """
 
     number: int | None = None

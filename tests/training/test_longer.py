@@ -1,4 +1,4 @@
-"""--resume RUN --max-iter N, and signals that meet an evaluation: the results are those of one run."""
+"""--resume RUN --max-iter N, and signals at every moment: the results are those of one run."""
 
 import json
 import os
@@ -13,7 +13,7 @@ import run
 from baselines import symmetric
 from tests.small_networks import shrink
 from tests.training.test_checkpoint import assert_same, outcome
-from training import recorder
+from training import loop, recorder
 
 FLAGS = ["--dataset", "digits", "--image-size", "16", "--num-samples", "60", "--batch-size", "24", "--max-epoch", "1"]
 FLAGS += ["--eval-iter", "3", "--save-iter", "2", "--augment", "crop", "--code-length", "8"]
@@ -129,3 +129,28 @@ def test_the_last_evaluation_is_left_at_once(tmp_path):
     assert not (folder / "results.json").exists() and len((folder / "metrics.jsonl").read_text().splitlines()) == 3
     assert run.main(["--resume", str(folder)]) == 0
     assert_same(outcome(reference), outcome(folder))
+
+
+# ---- A signal between two iterations ----
+
+
+@pytest.mark.parametrize(("save_iter", "done"), [("2", 2), ("100", 3)])
+def test_between_iterations_it_stops_at_once_if_all_is_saved(save_iter, done, tmp_path):
+    """Otherwise the next iteration is finished and saved, so that none is lost."""
+    flags = ["--max-iter", "4", "--save-iter", save_iter]
+    reference = train(tmp_path / "unbroken", *flags)
+    real, logs = loop.draw_sample, tmp_path / "stopped"
+
+    def draw_sample(*arguments):
+        if arguments[-1] == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(*arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "draw_sample", draw_sample)
+        assert run.main([*FLAGS, *flags, "--logs", str(logs)]) == 143
+    (folder,) = logs.iterdir()
+    (saved,) = folder.glob("checkpoint-*.pt")
+    assert torch.load(saved, weights_only=True)["iteration"] == done
+    assert run.main(["--resume", str(folder)]) == 0
+    assert_same(outcome(reference), outcome(folder), files=5)
