@@ -12,6 +12,7 @@ import torch
 from tabulate import tabulate
 
 from plots.curves import cutoff_figure, precision_recall_figure
+from reports import COMMANDS
 from reports.code_files import CodeFile, CodeSet, find_code_sets, load_code_set
 from utils.command import Parser, bounded, run_command
 from utils.devices import choose_device
@@ -24,7 +25,6 @@ from utils.log import log
 from utils.runs import ROLES, read_results
 
 COMMAND = "python -m reports evaluate"
-DESCRIPTION = "Evaluate saved codes: of a run, or of another project."
 
 FLAGS = dict(zip(("--query-codes", "--database-codes", "--query-labels", "--database-labels"), ROLES, strict=True))
 
@@ -190,7 +190,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _evaluate(arguments: Sequence[str]) -> None:
-    parser = Parser(prog=COMMAND, description=DESCRIPTION)
+    parser = Parser(prog=COMMAND, description=COMMANDS["evaluate"])
     parser.add_argument(
         "paths", nargs="*", type=Path, metavar="PATH", help="folder of a run, or the four files of each set of codes"
     )

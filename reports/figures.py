@@ -15,6 +15,7 @@ from data import Split
 from plots.curves import iteration_figure, map_figure, training_figure
 from plots.gallery import gallery_figure, gallery_of
 from plots.style import FORMATS
+from reports import COMMANDS
 from reports.code_files import CodeSet, find_code_sets, load_code_set
 from reports.evaluate import by_name, evaluate_set, evaluation_figures
 from reports.tables import read_curves
@@ -34,7 +35,6 @@ from utils.runs import (
 )
 
 COMMAND = "python -m reports figures"
-DESCRIPTION = "Draw the figures of a finished run, or compare several runs."
 
 # How titles and legends name a method; one that is not here goes by its name on the command line.
 METHOD_NAMES = {
@@ -305,7 +305,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _draw(arguments: Sequence[str]) -> None:
-    parser = Parser(prog=COMMAND, description=DESCRIPTION)
+    parser = Parser(prog=COMMAND, description=COMMANDS["figures"])
     parser.add_argument(
         "folders", nargs="+", type=Path, metavar="RUN", help="folder of a finished run, or a CSV of curves"
     )

@@ -13,6 +13,7 @@ from typing import Any
 
 import pandas as pd
 
+from reports import COMMANDS
 from reports.rendering import Table
 from reports.significance import paired
 from training.settings import differing_settings, flag_of
@@ -22,7 +23,6 @@ from utils.files import require_place, write_file
 from utils.runs import CONFIG, DATABASES, FAILURE, RESULTS, read_config, read_metrics, read_results
 
 COMMAND = "python -m reports tables"
-DESCRIPTION = "Collect finished runs in a CSV, print tables and comparisons."
 
 COUNTS = ["code_length", "seed", "iterations", "topk"]
 MAPS = [f"{database}_{ties}" for database in DATABASES for ties in ("expected", "stable")]
@@ -391,7 +391,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _print_tables(arguments: Sequence[str]) -> None:
-    parser = Parser(prog=COMMAND, description=DESCRIPTION, allow_abbrev=False)
+    parser = Parser(prog=COMMAND, description=COMMANDS["tables"], allow_abbrev=False)
     parser.add_argument(
         "sources", nargs="+", type=Path, metavar="SOURCE",
         help="folder with runs at any depth, or a CSV of runs; FOLDER CSV: same as FOLDER -o CSV",
