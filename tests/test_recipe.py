@@ -164,42 +164,40 @@ def test_rows_never_drawn_stay_zero_and_the_log_counts_iterations(method, split,
     assert row["best"]["expected"] == max(line["map"] for line in lines if "map" in line)
 
 
-@pytest.mark.parametrize("method", MAINS)
-def test_five_steps_of_the_real_networks_equal_the_plain_step_in_float32(method, tmp_path, monkeypatch):
-    """AlexNet and the networks of the papers, batch 64, dropout off: same losses, same weights up to rounding."""
-    main = MAINS[method]
+def test_three_steps_of_the_real_networks_equal_the_plain_step_in_float32(tmp_path, monkeypatch):
+    """AlexNet and the networks of TOMM, which has all of them, batch 64, dropout off: same losses and weights."""
     split = load_data("digits", "unused", Options(seed=0, image_size=64))
-    settings = settings_for(method, tmp_path, image_size=64, num_samples=320, batch_size=64, max_iter=1, max_epoch=1)
+    small = {"image_size": 64, "num_samples": 192, "batch_size": 64, "max_iter": 1, "max_epoch": 1}
+    settings = settings_for("main_tomm", tmp_path, **small)
     settings = dataclasses.replace(settings, lr=Settings.lr)
     built, losses = {}, []
     for name in NAMES:
-        if hasattr(main, name):
-            monkeypatch.setattr(main, name, recorded(getattr(main, name), name, built))
+        monkeypatch.setattr(main_tomm, name, recorded(getattr(main_tomm, name), name, built))
     monkeypatch.setattr(training.progress.Progress, "step", lambda self, parts: losses.append(parts))
     monkeypatch.setattr(training.progress.Progress, "end_pass", lambda self, *_: {})
     monkeypatch.setattr(training.recorder.Recorder, "record", lambda self, *_: None)
     monkeypatch.setattr(training.recorder.Recorder, "finish", lambda self, codes, simplify: {})
     torch.manual_seed(settings.seed)
-    main.train(RunFolder(dataclasses.replace(settings, weights="none"), torch.device("cpu")), 32, split)
+    main_tomm.train(RunFolder(dataclasses.replace(settings, weights="none"), torch.device("cpu")), 32, split)
 
     initial = {name: copy.deepcopy(start) for name, (_, start) in built.items()}
-    networks = Networks(*(initial[name] for name in NAMES if name in initial), lr=settings.lr)
-    sample = draw_sample(len(split.database), 320, settings.seed, 0)
-    key = (settings.seed, "batches", 0) + (() if method == "main_tomm" else (0,))
+    networks = Networks(*(initial[name] for name in NAMES), lr=settings.lr)
+    sample = draw_sample(len(split.database), 192, settings.seed, 0)
+    key = (settings.seed, "batches", 0)
     batches = train_batches(split.database, sample, batch_size=64, key=key, augment="crop", device=torch.device("cpu"))
     for step, (images, targets, _) in enumerate(batches):
         loss, _ = plain_step(networks, images, targets, torch.zeros(len(images), 32), settings.gamma)
         cycle = sum(value for part, value in losses[step].items() if part not in ("discriminator", "generator"))
         torch.testing.assert_close(cycle.detach(), loss, rtol=1e-5, atol=0)
-    assert len(losses) == 5
+    assert len(losses) == 3
     for name, (network, start) in built.items():
         for (part, parameter), expected, first in zip(
             network.named_parameters(), initial[name].parameters(), start.parameters(), strict=True
         ):
             # Adam divides by the gradient's own size, so rounding counts where a gradient is nearly 0: as a share of
-            # how far the weights have moved in five steps it is at most 0.0014 here (a bias of AlexNet).
+            # how far the weights have moved in three steps it is at most 0.00005 here.
             off, moved = (parameter - expected).norm().item(), (expected - first).norm().item()
-            assert off <= 0.005 * moved, (name, part, off / moved)
+            assert off <= 0.001 * moved, (name, part, off / moved)
 
 
 def recorded(constructor, name, built):
