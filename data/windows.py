@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from PIL import Image
+from scipy.sparse import csr_array
 
 # Mean and standard deviation of RGB in [0, 1] that torchvision uses for networks trained on ImageNet.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -71,21 +72,23 @@ def _resized_rows(pixels: np.ndarray, count: int, kept: slice) -> np.ndarray:
     scale = length / count
     support = max(scale, 1.0)
     center = scale * (np.arange(count) + 0.5)[:, None]
-    position = np.arange(length)[None]
-    inside = (position >= (center - support + 0.5).astype(np.int64)) & (
-        position < (center + support + 0.5).astype(np.int64)
-    )
-    weights = np.where(inside, np.maximum(1 - np.abs(position - center + 0.5) / support, 0), 0)
-    weights /= weights.sum(1, keepdims=True)
+    first = np.maximum((center - support + 0.5).astype(np.int64), 0)
+    end = np.minimum((center + support + 0.5).astype(np.int64), length)
+    position = first + np.arange((end - first).max())
+    weights = np.where(position < end, np.maximum(1 - np.abs(position - center + 0.5) / support, 0), 0)
+    weights /= weights.cumsum(1)[:, -1:]  # one after the other, as torch adds them
     bits = 0
     while bits < 22 and int(0.5 + weights.max() * 2 ** (bits + 1)) < 2**15:
         bits += 1
-    whole = np.floor(weights[kept] * 2**bits + 0.5)
-    # Products of whole numbers: exact in float64, and in float32 while the sums stay below 2^24, as when enlarging.
-    kind = np.float32 if bits <= 15 else np.float64
-    sums = whole.astype(kind) @ pixels.reshape(length, -1).astype(kind)
-    levels = np.floor((sums + 2.0 ** (bits - 1)) * 2.0**-bits).clip(0, 255).astype(np.uint8)
-    return levels.reshape(-1, *pixels.shape[1:])
+    whole = np.floor(weights[kept] * 2**bits + 0.5).astype(np.int32)
+    start, stop = first[kept].min(), end[kept].max()
+    places = np.minimum(position[kept], stop - 1) - start  # the weights beyond are 0
+    ends = np.arange(len(whole) + 1) * whole.shape[1]
+    matrix = csr_array((whole.ravel(), places.ravel(), ends), shape=(len(whole), stop - start))
+    sums = matrix @ np.ascontiguousarray(pixels[start:stop], np.int32).reshape(stop - start, -1)  # below 2^31
+    sums += 1 << (bits - 1)
+    sums >>= bits
+    return sums.clip(0, 255).astype(np.uint8).reshape(-1, *pixels.shape[1:])
 
 
 def resize_kept(box: np.ndarray, window: np.ndarray, size: int) -> np.ndarray:
