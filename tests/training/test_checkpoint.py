@@ -17,6 +17,7 @@ import run
 from tests.small_networks import shrink
 from tests.train_small import start
 from training import run_folder
+from training.loop import Loop
 
 FLAGS = ["--dataset", "digits", "--image-size", "16", "--num-samples", "60", "--batch-size", "24", "--max-epoch", "2"]
 FLAGS += ["--max-iter", "8", "--eval-iter", "3", "--save-iter", "1", "--augment", "crop", "--code-length", "8,12"]
@@ -109,21 +110,22 @@ def test_a_signal_saves_and_says_how_to_go_on(number, status, tmp_path):
     assert [row["code_length"] for row in json.loads((folder / "results.json").read_text())] == [8, 12]
 
 
-def test_a_second_signal_stops_at_once(tmp_path):
-    output, logs = tmp_path / "output", tmp_path / "logs"
-    process = start([*FLAGS, "--logs", logs], output, slow=1.5)
-    wait_until(lambda: times_opened(logs), process, output)
-    time.sleep(0.3)
-    os.kill(process.pid, signal.SIGTERM)
-    wait_until(lambda: "send the signal again" in output.read_text(), process, output)
-    os.kill(process.pid, signal.SIGTERM)
-    ended(process, output, 143)
-    assert not list(logs.glob("*/checkpoint*")) and "--resume" in output.read_text()
-
-
 @pytest.fixture
 def small(monkeypatch):
     shrink(monkeypatch, main_mmasia, dropout=0.5)
+
+
+def test_a_second_signal_stops_at_once(tmp_path, small, capsys, monkeypatch):
+    def step(self, losses):
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert "SIGTERM: finishing this iteration, then saving; send the signal again" in capsys.readouterr().err
+        os.kill(os.getpid(), signal.SIGTERM)
+        pytest.fail("the second signal was not obeyed")
+
+    monkeypatch.setattr(Loop, "step", step)
+    assert run.main([*FLAGS, "--logs", str(tmp_path)]) == 143
+    (folder,) = tmp_path.iterdir()
+    assert not list(folder.glob("checkpoint*")) and f"--resume {folder}" in capsys.readouterr().err
 
 
 def one_run(tmp_path, *flags):
