@@ -26,7 +26,8 @@ def test_the_documents_hold_the_tables_of_the_csv_files():
         tables.as_runs(tables.read_csv(ROOT / "results" / name)) for name in ("digits.csv", "cifar10.csv")
     )
     assert tables.long_table(digits).markdown() in (ROOT / "docs" / "tables.md").read_text(encoding="utf-8")
-    assert tables.wide_tables(photographs)[0].markdown() in (ROOT / "README.md").read_text(encoding="utf-8")
+    table = tables.wide_tables(photographs)[0].markdown().removeprefix("### folder\n\n")
+    assert table in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("name", ["digits.csv", "ablations.csv", "cifar10.csv"])
