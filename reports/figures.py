@@ -18,7 +18,7 @@ from plots.style import FORMATS
 from reports import COMMANDS
 from reports.code_files import CodeSet, find_code_sets, load_code_set
 from reports.evaluate import by_name, evaluate_set, evaluation_figures
-from reports.tables import read_curves
+from reports.tables import as_flags, read_curves, shared_settings
 from training.preflight import load_split
 from training.settings import FREE_TO_CHANGE, Settings, preset_of
 from utils.command import Parser, run_command
@@ -260,11 +260,15 @@ def curve_figures(path: Path, output: Path, *, file_format: str = "png") -> list
     rows["method"] = pd.Categorical(rows["method"], [*METHOD_NAMES, *sorted({*rows["method"]} - {*METHOD_NAMES})])
     both = rows["codes"].nunique() > 1
     curves: _Curves = defaultdict(lambda: defaultdict(list))
-    for (method, rate, codes, bits, _), own in rows.groupby(
-        ["method", "lr", "codes", "code_length", "seed"], observed=True
-    ):
-        several = rows.loc[rows["method"] == method, "lr"].nunique() > 1
-        parts = [METHOD_NAMES.get(method, method), *([f"lr {rate:g}"] if several else [])]
+    settings = rows["settings"].map(lambda text: json.loads(text or "{}"))
+    shared = {method: shared_settings(own.tolist()) for method, own in settings.groupby(rows["method"], observed=True)}
+    rows["flags"] = [
+        as_flags({field: value for field, value in own.items() if field not in shared[method]}).strip()
+        for method, own in zip(rows["method"], settings, strict=True)
+    ]
+    keys = ["method", "flags", "codes", "code_length", "seed"]
+    for (method, flags, codes, bits, _), own in rows.groupby(keys, observed=True):
+        parts = [METHOD_NAMES.get(method, method), *([flags] if flags else [])]
         parts += [CODE_NAMES["network"]] if both and codes == "network" else []
         curves[bits][", ".join(parts)].append(dict(zip(own["iteration"], own["map"], strict=True)))
     heading = [*rows["dataset"].unique()] if rows["dataset"].nunique() == 1 else []

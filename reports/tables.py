@@ -31,10 +31,10 @@ FIELDS = [
     *("settings", "commit", "torch", "device", "command"),
 ]
 CURVE_FIELDS = [
-    *("method", "dataset", "lr", "seed", "code_length"),
+    *("method", "dataset", "settings", "seed", "code_length"),
     *("iteration", "map", "codes", "validation_map", "seconds", "device"),
 ]
-CURVE_NUMBERS = [field for field in CURVE_FIELDS if field not in ("method", "dataset", "codes", "device")]
+CURVE_NUMBERS = ["seed", "code_length", "iteration", "map", "validation_map", "seconds"]
 # A method that learns no database codes leaves these cells empty.
 MAY_BE_EMPTY = {name for name in MAPS if not name.startswith("network")}
 NUMBERS = [*COUNTS, "seconds", "map", *MAPS]
@@ -61,7 +61,7 @@ def _finished(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
     """The results.json and the config.json's content of every run in a folder."""
     for path in sorted(folder.rglob(RESULTS)):
         config = read_config(path.parent)
-        for field in ("method", "dataset", "lr", "seed"):
+        for field in ("method", "dataset", "seed"):
             if field not in config["settings"]:
                 raise UserError(f"{path.with_name(CONFIG)}: lacks the setting '{field}'; restore the file.")
         yield path, config
@@ -69,7 +69,6 @@ def _finished(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
 
 def _row(result: dict[str, Any], config: dict[str, Any]) -> dict[str, str]:
     commit = config["commit"] or {"hash": "unknown", "dirty": False}
-    differing = differing_settings(config["settings"])
     best = result.get("best")
     row = {field: result[field] for field in FIELDS[: FIELDS.index(MAPS[0])]}
     for database in DATABASES:
@@ -80,13 +79,19 @@ def _row(result: dict[str, Any], config: dict[str, Any]) -> dict[str, str]:
         "best": f"{best['expected']:.6f}" if best else "",
         "best_iteration": best["iteration"] if best else "",
         "seconds": f"{result['seconds']:.0f}",
-        "settings": json.dumps(differing, sort_keys=True, separators=(",", ":")) if differing else "",
+        "settings": _settings(config),
         "commit": commit["hash"][:10] + ("+" if commit["dirty"] else ""),
         "torch": config["versions"]["torch"],
         "device": config["device"],
         "command": config["command"],
     }
     return {field: str(value) for field, value in row.items()}
+
+
+def _settings(config: dict[str, Any]) -> str:
+    """The column `settings`: those that differ from the preset of the dataset, as compact JSON; "": none."""
+    differing = differing_settings(config["settings"])
+    return json.dumps(differing, sort_keys=True, separators=(",", ":")) if differing else ""
 
 
 def read_csv(path: Path, fields: Sequence[str] = FIELDS) -> pd.DataFrame:
@@ -129,7 +134,8 @@ def curves(folders: Sequence[Path]) -> pd.DataFrame:
     rows = []
     for folder in folders:
         for path, config in _finished(folder):
-            run = {key: config["settings"][key] for key in ("method", "dataset", "lr", "seed")}
+            run = {key: config["settings"][key] for key in ("method", "dataset", "seed")}
+            run["settings"] = _settings(config)
             learned = any("learned" in row["map"] for row in read_results(path.parent))
             run["codes"] = "learned" if learned else "network"
             seconds: dict[int, float] = defaultdict(float)
@@ -150,6 +156,8 @@ def read_curves(path: Path) -> pd.DataFrame:
     try:
         for field in CURVE_NUMBERS:
             rows[field] = pd.to_numeric(rows[field])
+        if not all(isinstance(json.loads(text or "{}"), dict) for text in rows["settings"].unique()):
+            raise ValueError("settings that are no object of JSON")
     except (ValueError, TypeError) as error:
         raise UserError(f"--curves {path}: is damaged ({error}); restore it, or name another file.") from error
     return rows
@@ -157,7 +165,7 @@ def read_curves(path: Path) -> pd.DataFrame:
 
 def add_curves(path: Path, rows: pd.DataFrame) -> pd.DataFrame:
     """The `rows` of `curves` with those of other runs that the CSV at `path` has, if there is one; sorted."""
-    keys = ["dataset", "method", "lr", "code_length", "seed", "iteration"]
+    keys = ["dataset", "method", "settings", "code_length", "seed", "iteration"]
     if path.exists():
         known = read_curves(path)
         rows = pd.concat([part for part in (known, rows) if len(part)] or [rows])
@@ -200,26 +208,27 @@ def as_runs(rows: pd.DataFrame) -> pd.DataFrame:
     for field in (*COUNTS, *MAPS, "seconds"):
         runs[field] = pd.to_numeric(runs[field])
     settings = runs["settings"].map(lambda text: json.loads(text or "{}"))
-    shared = {dataset: _shared(own.tolist()) for dataset, own in settings.groupby(runs["dataset"])}
-    runs["shared"] = runs["dataset"].map(lambda dataset: _flags(shared[dataset]).strip())
+    shared = {dataset: shared_settings(own.tolist()) for dataset, own in settings.groupby(runs["dataset"])}
+    runs["shared"] = runs["dataset"].map(lambda dataset: as_flags(shared[dataset]).strip())
     remaining = [
         {field: value for field, value in own.items() if field not in shared[dataset]}
         for own, dataset in zip(settings, runs["dataset"], strict=True)
     ]
     runs["settings"] = [json.dumps(own, sort_keys=True) if own else "" for own in remaining]
-    runs["flags"] = runs["method"] + [_flags(own) for own in remaining]
+    runs["flags"] = runs["method"] + [as_flags(own) for own in remaining]
     alike = ["method", "settings"]
     iterations = _where_several(runs, alike, "iterations", " ({} iterations)")
     runs["variant"] = runs["flags"] + iterations + _where_several(runs, alike, "topk", " (topk {})")
     return runs
 
 
-def _shared(settings: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def shared_settings(settings: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The settings that all of several runs have."""
     return {field: value for field, value in settings[0].items() if all(own.get(field) == value for own in settings)}
 
 
-def _flags(settings: dict[str, Any]) -> str:
+def as_flags(settings: dict[str, Any]) -> str:
+    """Settings as on the command line, each after a blank: " --lr 0.001 --no-discriminator"."""
     flags = ""
     for field, value in sorted(settings.items()):
         flags += f" {flag_of(field)}" + ("" if value is True else f" {value}")

@@ -157,7 +157,7 @@ def test_map_by_iteration_is_drawn_from_a_csv(tmp_path, monkeypatch, capsys):
     path = tmp_path / "curves.csv"
     lines = [",".join(CURVE_FIELDS)]
     for method, seed, codes in (("csq", 0, "network"), ("main_tomm", 0, "learned"), ("main_tomm", 1, "learned")):
-        lines += [f"{method},digits,0.001,{seed},8,{iteration},0.{iteration},{codes},,1,cpu" for iteration in (5, 6, 7)]
+        lines += [f"{method},digits,,{seed},8,{iteration},0.{iteration},{codes},,1,cpu" for iteration in (5, 6, 7)]
     path.write_text("\n".join(lines[:-1]) + "\n")  # the last seed has one evaluation less
     drawn = []
     monkeypatch.setattr(reports.figures, "iteration_figure", lambda *arguments: drawn.append(arguments) or arguments[0])
@@ -168,6 +168,11 @@ def test_map_by_iteration_is_drawn_from_a_csv(tmp_path, monkeypatch, capsys):
     assert list(curves_of) == ["TOMM", "CSQ, network's codes"] and curves_of["TOMM"] == [shared, shared]
     assert curves_of["CSQ, network's codes"] == [{**shared, 7: 0.7}]
     assert (ylabel, title) == ("mAP, learned codes", "digits, 8 bits")
+    settings = [f'main_tomm,digits,"{{""lr"":0.1{more}}}",' for more in ("", ',""no_discriminator"":true')]
+    text = "\n".join([lines[0], *(line.replace("main_tomm,digits,,", own) for own in settings for line in lines[4:])])
+    path.write_text(text)
+    assert reports.figures.main([str(path), "-o", str(tmp_path / "out")]) == 0
+    assert list(drawn[-1][1]) == ["TOMM", "TOMM, --no-discriminator"]
     path.write_text("a,b\n")
     assert reports.figures.main([str(path)]) == 2
     assert "is not a CSV that --curves wrote" in capsys.readouterr().err

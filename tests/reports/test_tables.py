@@ -122,18 +122,21 @@ def test_curves_have_a_row_for_each_evaluation(tmp_path, capsys):
     rows[1] |= {"validation_map": 0.125}
     (tmp_path / "a" / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     output_of(capsys, tmp_path, "--curves", tmp_path / "curves.csv")
-    header = "method,dataset,lr,seed,code_length,iteration,map,codes,validation_map,seconds,device"
-    own = ["main_tomm,digits,0.001,3,8,2,0.4,learned,0.125,2,cpu", "main_tomm,digits,0.001,3,8,4,0.8,learned,,4,cpu"]
+    header = "method,dataset,settings,seed,code_length,iteration,map,codes,validation_map,seconds,device"
+    settings = '"{""lr"":0.001}"'
+    own = [f"main_tomm,digits,{settings},3,8,{row}" for row in ("2,0.4,learned,0.125,2,cpu", "4,0.8,learned,,4,cpu")]
     assert (tmp_path / "curves.csv").read_text().splitlines() == [header, *own]
 
-    other = "main_tomm,digits,0.001,1,8,2,0.3,learned,,2,cuda"  # of a run that is no longer there
-    (tmp_path / "curves.csv").write_text("\n".join([header, other, own[0].replace("0.4", "0.1")]) + "\n")
+    # Of runs that are no longer there: another seed, and the same seed with other settings.
+    others = ["main_tomm,digits,,3,8,2,0.2,learned,,2,cpu", f"main_tomm,digits,{settings},1,8,2,0.3,learned,,2,cuda"]
+    (tmp_path / "curves.csv").write_text("\n".join([header, *others, own[0].replace("0.4", "0.1")]) + "\n")
     output_of(capsys, tmp_path, "--curves", tmp_path / "curves.csv")
-    assert (tmp_path / "curves.csv").read_text().splitlines() == [header, other, *own]
+    assert (tmp_path / "curves.csv").read_text().splitlines() == [header, *others, *own]
 
-    (tmp_path / "curves.csv").write_text("a,b\n1,2\n")
-    assert tables.main([str(tmp_path), "--curves", str(tmp_path / "curves.csv")]) == 2
-    assert "is not a CSV that --curves wrote" in capsys.readouterr().err
+    for content, message in (("a,b\n1,2", "is not a CSV that"), (f"{header}\na,b,[],1,8,2,0,,,2,", "is damaged")):
+        (tmp_path / "curves.csv").write_text(content)
+        assert tables.main([str(tmp_path), "--curves", str(tmp_path / "curves.csv")]) == 2
+        assert message in capsys.readouterr().err
 
 
 def test_a_csv_from_before_the_column_settings(logs, tmp_path, capsys):
