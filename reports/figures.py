@@ -18,7 +18,7 @@ from plots.style import FORMATS
 from reports import COMMANDS
 from reports.code_files import CodeSet, find_code_sets, load_code_set
 from reports.evaluate import by_name, evaluate_set, evaluation_figures
-from reports.tables import as_flags, read_curves, shared_settings
+from reports.tables import as_flags, divided_settings, read_curves
 from training.preflight import load_split
 from training.settings import FREE_TO_CHANGE, Settings, preset_of
 from utils.command import Parser, run_command
@@ -260,12 +260,7 @@ def curve_figures(path: Path, output: Path, *, file_format: str = "png") -> list
     rows["method"] = pd.Categorical(rows["method"], [*METHOD_NAMES, *sorted({*rows["method"]} - {*METHOD_NAMES})])
     both = rows["codes"].nunique() > 1
     curves: _Curves = defaultdict(lambda: defaultdict(list))
-    settings = rows["settings"].map(lambda text: json.loads(text or "{}"))
-    shared = {method: shared_settings(own.tolist()) for method, own in settings.groupby(rows["method"], observed=True)}
-    rows["flags"] = [
-        as_flags({field: value for field, value in own.items() if field not in shared[method]}).strip()
-        for method, own in zip(rows["method"], settings, strict=True)
-    ]
+    rows["flags"] = [as_flags(own).strip() for own in divided_settings(rows, "method")[1]]
     keys = ["method", "flags", "codes", "code_length", "seed"]
     for (method, flags, codes, bits, _), own in rows.groupby(keys, observed=True):
         parts = [METHOD_NAMES.get(method, method), *([flags] if flags else [])]

@@ -61,7 +61,7 @@ def _finished(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
     """The results.json and the config.json's content of every run in a folder."""
     for path in sorted(folder.rglob(RESULTS)):
         config = read_config(path.parent)
-        for field in ("method", "dataset", "seed"):
+        for field in ("method", "dataset", "lr", "seed"):
             if field not in config["settings"]:
                 raise UserError(f"{path.with_name(CONFIG)}: lacks the setting '{field}'; restore the file.")
         yield path, config
@@ -207,13 +207,8 @@ def as_runs(rows: pd.DataFrame) -> pd.DataFrame:
     runs = rows.copy()
     for field in (*COUNTS, *MAPS, "seconds"):
         runs[field] = pd.to_numeric(runs[field])
-    settings = runs["settings"].map(lambda text: json.loads(text or "{}"))
-    shared = {dataset: shared_settings(own.tolist()) for dataset, own in settings.groupby(runs["dataset"])}
+    shared, remaining = divided_settings(runs, "dataset")
     runs["shared"] = runs["dataset"].map(lambda dataset: as_flags(shared[dataset]).strip())
-    remaining = [
-        {field: value for field, value in own.items() if field not in shared[dataset]}
-        for own, dataset in zip(settings, runs["dataset"], strict=True)
-    ]
     runs["settings"] = [json.dumps(own, sort_keys=True) if own else "" for own in remaining]
     runs["flags"] = runs["method"] + [as_flags(own) for own in remaining]
     alike = ["method", "settings"]
@@ -222,7 +217,17 @@ def as_runs(rows: pd.DataFrame) -> pd.DataFrame:
     return runs
 
 
-def shared_settings(settings: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def divided_settings(rows: pd.DataFrame, by: str) -> tuple[dict[Any, dict[str, Any]], list[dict[str, Any]]]:
+    """What all rows with one value of the column `by` have in `settings`, by that value; and the rest of each row."""
+    settings = rows["settings"].map(lambda text: json.loads(text or "{}"))
+    shared = {value: _shared(own.tolist()) for value, own in settings.groupby(rows[by], observed=True)}
+    return shared, [
+        {field: value for field, value in own.items() if field not in shared[group]}
+        for own, group in zip(settings, rows[by], strict=True)
+    ]
+
+
+def _shared(settings: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The settings that all of several runs have."""
     return {field: value for field, value in settings[0].items() if all(own.get(field) == value for own in settings)}
 
