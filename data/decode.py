@@ -47,10 +47,10 @@ logging.getLogger("PIL").setLevel(logging.CRITICAL)
 Image.init()
 # EPS runs another program; the other readers only recognise the file and cannot decode it.
 _NOT_READ = {"EPS", "WMF", "MPEG", "HDF5", "GRIB", "BUFR", "FITS"}
-_FORMATS = tuple(sorted(set(Image.OPEN) - _NOT_READ, key=lambda name: (name != "JPEG", name != "PNG", name)))
+FORMATS = tuple(sorted(set(Image.OPEN) - _NOT_READ, key=lambda name: (name != "JPEG", name != "PNG", name)))
 _SIXTEEN_BITS = re.compile(r"\b(RGB[AXa]?|LA);16")  # per colour, in the raw mode of a tile
 # The reader of JPEG reads MPO, too.
-EXTENSIONS = frozenset(ext for ext, name in Image.registered_extensions().items() if name in (*_FORMATS, "MPO"))
+EXTENSIONS = frozenset(ext for ext, name in Image.registered_extensions().items() if name in (*FORMATS, "MPO"))
 
 
 class BadImage(Exception):
@@ -145,7 +145,7 @@ def _too_large(pixels: str, limit: int, kind: str = "") -> BadImage:
 
 
 def open_image(
-    path: str | os.PathLike[str] | IO[bytes], *, formats: tuple[str, ...] = _FORMATS, most_pixels: int = MOST_PIXELS
+    path: str | os.PathLike[str] | IO[bytes], *, formats: tuple[str, ...] = FORMATS, most_pixels: int = MOST_PIXELS
 ) -> ImageFile.ImageFile:
     """Open an image to read its header; Pillow raises almost any exception for a damaged one.
 
@@ -163,7 +163,7 @@ def decode(
     path: str | os.PathLike[str] | IO[bytes],
     shorter_side: int,
     *,
-    formats: tuple[str, ...] = _FORMATS,
+    formats: tuple[str, ...] = FORMATS,
     most_pixels: int = MOST_PIXELS,
 ) -> np.ndarray:
     """Read an image: uint8 [height, width, 3], with a shorter side of at most `shorter_side` pixels.

@@ -37,12 +37,9 @@ def eval_windows(sizes: np.ndarray, image_size: int, shorter_side: int) -> np.nd
     """``Resize(shorter_side)`` and ``CenterCrop(image_size)`` of images of these sizes: windows, int64 [n, 9]."""
     table = np.zeros((len(sizes), 9), dtype=np.int64)
     table[:, HEIGHT], table[:, WIDTH] = sizes[:, 0], sizes[:, 1]
-    unique, inverse = np.unique(sizes, axis=0, return_inverse=True)
-    resized = np.array([resized_size(int(h), int(w), shorter_side) for h, w in unique], dtype=np.int64).reshape(-1, 2)
-    offsets = np.array([[round((side - image_size) / 2) for side in pair] for pair in resized.tolist()], dtype=np.int64)
-    inverse = inverse.reshape(-1)
-    table[:, OUT_HEIGHT : OUT_WIDTH + 1] = resized[inverse]
-    table[:, OFFSET_Y : OFFSET_X + 1] = offsets.reshape(-1, 2)[inverse]
+    shorter = sizes.min(axis=1, keepdims=True)
+    table[:, OUT_HEIGHT : OUT_WIDTH + 1] = shorter_side * sizes.astype(np.int64) / shorter  # rounded down
+    table[:, OFFSET_Y : OFFSET_X + 1] = np.rint((table[:, OUT_HEIGHT : OUT_WIDTH + 1] - image_size) / 2)
     return table
 
 

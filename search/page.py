@@ -20,7 +20,7 @@ from PIL import Image, UnidentifiedImageError
 from werkzeug.utils import secure_filename
 
 from data.decode import BadImage, decode, open_image
-from data.windows import eval_image
+from data.prepare import prepare_image
 from search.encode import Encoding
 from search.exact import Collection, Neighbours
 from search.server import MOST_BYTES, protected_app
@@ -159,13 +159,12 @@ class SearchPage:
             abort(422, "The file is empty.")
         file, model = io.BytesIO(body), self.store.model()
         with self._decoding:
-            try:
-                pixels = decode(file, model.shorter_side, formats=UPLOAD_FORMATS, most_pixels=self.most_pixels)
-            except BadImage as error:
-                if isinstance(error.__cause__, UnidentifiedImageError):  # its message has internal details
-                    abort(422, f"This file is not an image in a format that can be read ({', '.join(UPLOAD_FORMATS)}).")
-                abort(422, f"This image cannot be read: {str(error).rstrip('.')}.")
-        return eval_image(pixels, model.image_size, model.shorter_side)[None]
+            image = prepare_image(file, model.image_size, model.shorter_side, self.most_pixels, UPLOAD_FORMATS)
+        if isinstance(image, np.ndarray):
+            return image[None]
+        if isinstance(image.__cause__, UnidentifiedImageError):  # its message has internal details
+            abort(422, f"This file is not an image in a format that can be read ({', '.join(UPLOAD_FORMATS)}).")
+        abort(422, f"This image cannot be read: {str(image).rstrip('.')}.")
 
     def _make_thumbnail(self, path: Path, modified: int, size: int) -> tuple[bytes, str]:
         """The bytes and the media type; `modified` and `size` only tell apart the versions of a file."""

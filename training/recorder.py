@@ -72,8 +72,6 @@ class Recorder:
         `codes` is B [n_database, K], or None where the network encodes the database.
         """
         done, query_code = row["iteration"], None
-        seconds = row["seconds"]
-        row = {name: value for name, value in row.items() if name != "seconds"}
         due = done % self.settings.eval_iter == 0
         if due or done == self.settings.max_iter:
             query_code = self._encode(self.split.query, "query", done)
@@ -81,8 +79,8 @@ class Recorder:
             codes = self._encode(self.split.database, "database", done) if codes is None else codes
             if not due:
                 self.scheduled = {name: getattr(self, name) for name in _CHOICES}
-            row |= self._evaluate(done, query_code, codes, kind)
-        row["seconds"] = round(seconds + self._lap(), 3)
+            row = row | self._evaluate(done, query_code, codes, kind)
+        row = row | {"seconds": round(row["seconds"] + self._lap(), 3)}
         self.run.log(row)
         if self.settings.tensorboard and self.run.writes:
             self._show(row, query_code, codes)

@@ -336,7 +336,7 @@ def test_at_most_two_images_are_decoded_and_one_is_encoded_at_a_time(client, dig
         with ThreadPoolExecutor(8) as executor:
             return set(executor.map(lambda _: client.ask("/search", image).status_code, range(12)))
 
-    monkeypatch.setattr(search.page, "decode", counted("decoded", search.page.decode))
+    monkeypatch.setattr(search.page, "prepare_image", counted("decoded", search.page.prepare_image))
     monkeypatch.setattr(type(digits.model()), "codes", counted("encoded", type(digits.model()).codes))
     assert statuses() == {200} and most == {"decoded": 2, "encoded": 1}
     monkeypatch.setattr(search.page, "_WAIT_SECONDS", 0.0)
