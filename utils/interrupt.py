@@ -33,7 +33,7 @@ def handled_by(handler: Callable[[int, FrameType | None], None]) -> Iterator[Non
 
 
 class StopRequest:
-    """A handler of training: a signal stops the process at once, but where work would be lost it waits for a checkpoint.
+    """A handler of training: a signal stops the process at once; where work would be lost, it waits for a checkpoint.
 
     `deferred` is true from the first mini-batch after a checkpoint until the next checkpoint, except during an
     evaluation: then the first signal is only recorded in `number`, and the second stops the process at once.
