@@ -11,6 +11,7 @@ from modules.discrete import (
     draw_sample,
     label_similarity,
     signs,
+    similar_pairs,
     softened,
 )
 
@@ -83,6 +84,15 @@ def test_softened_similarity_balances_the_whole_database():
     assert similarity.dtype == torch.float32
     assert similarity.unique().tolist() == pytest.approx(sorted([1.0, -1 - 2 * ratio]))
     torch.testing.assert_close(softened(labels[index], labels, ratio).sum(), torch.tensor(0.0), rtol=0, atol=0.01)
+
+
+@pytest.mark.parametrize("labels_per_image", [0, 1, 2, 5])
+def test_similar_pairs_are_counted(labels_per_image):
+    some, others = (
+        torch.stack([torch.randperm(5, generator=generator) < labels_per_image for _ in range(count)]).float()
+        for count, generator in ((40, torch.Generator().manual_seed(1)), (90, torch.Generator().manual_seed(2)))
+    )
+    assert similar_pairs(some, others) == int((some @ others.T > 0).sum())
 
 
 def test_softened_similarity_of_integer_labels_and_of_a_database_of_one_class():
