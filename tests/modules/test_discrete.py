@@ -99,6 +99,7 @@ def test_softened_similarity_of_integer_labels_and_of_a_database_of_one_class():
     labels = torch.ones(6, 1, dtype=torch.int64)
     similarity = softened(labels[:3], labels[:3], balance_ratio(labels[:3], labels))
     assert similarity.dtype == torch.float32 and torch.equal(similarity, torch.ones(3, 3))
+    assert balance_ratio(labels[:3], labels) == 0
 
 
 @pytest.mark.parametrize("block", [1, 100, 2**22])
