@@ -44,6 +44,8 @@ def test_nus_wide_tc10(tmp_path: Path, prefix: str) -> None:
     assert other.query.paths != split.query.paths and ids(other) == ids(split)
     with pytest.raises(UserError, match=r"nus-wide-tc10: 5000 queries of 30 images leave no database"):
         load_data("nus-wide-tc10", tmp_path, Options(**SMALL))
+    with pytest.raises(UserError, match="30 queries of 30 images leave no database"):
+        load_data("nus-wide-tc10", tmp_path, Options(num_query=30, **SMALL))
 
 
 def test_a_list_is_missing(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import ks_2samp
 from torchvision import transforms
+from torchvision.models import AlexNet_Weights
 from torchvision.transforms.v2 import functional
 
 from data.image_dataset import ImageDataset
@@ -205,14 +206,15 @@ def test_no_thread_starts_others() -> None:
     assert counts[0] == 0 < counts[1]
 
 
-def test_evaluation_of_a_pillow_image_agrees_to_a_grey_level() -> None:
-    """The usual way rounds to whole grey levels while it resizes; nothing else differs."""
-    image = photo(2, 47, 38)
-    usual = transforms.Compose([transforms.Resize(64), transforms.CenterCrop(56), transforms.PILToTensor()])(image)
+@pytest.mark.parametrize(("height", "width"), [(47, 38), (300, 401)])
+def test_evaluation_is_what_torchvision_says_of_its_weights(height: int, width: int) -> None:
+    """Pillow rounds to whole grey levels while it resizes; nothing else differs."""
+    image, preset = photo(2, height, width), AlexNet_Weights.IMAGENET1K_V1.transforms()
     source = MemoryPixels(torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1)[None])
-    dataset = ImageDataset(source, np.array([0]), torch.ones(1, 1), 56, 64)
-    ours = dataset[0][0] * torch.tensor(IMAGENET_STD)[:, None, None] + torch.tensor(IMAGENET_MEAN)[:, None, None]
-    assert (255 * ours - usual.float()).abs().max() <= 1.01
+    dataset = ImageDataset(source, np.array([0]), torch.ones(1, 1), 224, shorter_side_for(224))
+    levels = (dataset[0][0] - preset(image)) * torch.tensor(preset.std)[:, None, None] * 255
+    assert levels.abs().max() <= 1.01
+    assert (tuple(preset.mean), tuple(preset.std)) == (IMAGENET_MEAN, IMAGENET_STD)
 
 
 def test_resized_size_is_torchvisions() -> None:
