@@ -328,7 +328,7 @@ def _repeated(runs: pd.DataFrame) -> list[str]:
 
 
 def comparison(runs: pd.DataFrame, wanted: Sequence[str] | None, database: str) -> Table:
-    """Paired differences over the seeds that two variants share, for each code length and for all of them together.
+    """Paired differences over the seeds that two variants share, for each code length that both have, and for all.
 
     Args:
         runs: of `as_runs`.
@@ -354,7 +354,8 @@ def comparison(runs: pd.DataFrame, wanted: Sequence[str] | None, database: str) 
         for first, second in pairs:
             a, b = maps[first], maps[second]
             shared = a.notna() & b.notna()
-            parts = {str(bits): shared & (lengths == bits) for bits in lengths[a.notna() | b.notna()].unique()}
+            common = {*lengths[a.notna()]} & {*lengths[b.notna()]}
+            parts = {str(bits): shared & (lengths == bits) for bits in sorted(common)}
             if lengths[shared].nunique() > 1:
                 parts["all"] = shared
             for bits_text, chosen in parts.items():

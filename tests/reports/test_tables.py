@@ -258,9 +258,12 @@ def test_comparisons_by_default(logs, capsys):
     assert line_of(printed, "digits", between, "all")[3:5] == ["4", "+0.0275 ± 0.0171"]
     ablation = line_of(printed, "digits", "main_tomm --lr 0.001 --no-discriminator − main_tomm", "8")
     assert ablation[3:5] == ["2", "+0.0000 ± 0.0707"] and ablation[6:] == ["1.000", "0.500"]
-    no_pair = line_of(printed, "digits", "main_tomm --lr 0.001 --no-discriminator − main_tomm", "16")
-    assert no_pair[3:] == ["0", "", "no shared seed", "no shared seed", ""]
     assert "nan" not in printed and "share their split" in printed
+    name = "main_tomm --lr 0.001 --no-discriminator − main_tomm"
+    assert f"{name} | 16" not in printed  # one of the two has no run of this length
+    write_run(logs / "ablation-16", 2, 0.3, code_length=16, lr=1e-3, no_discriminator=True)
+    no_pair = line_of(output_of(capsys, logs, "--compare"), "digits", name, "16")
+    assert no_pair[3:] == ["0", "", "no shared seed", "no shared seed", ""]
 
 
 def test_a_variant_is_compared_with_the_one_that_it_changes(tmp_path, capsys):
