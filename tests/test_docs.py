@@ -38,11 +38,12 @@ USED = commands()
 
 @pytest.mark.parametrize(("module", "command"), sorted(USED))
 def test_the_flags_of_documented_commands_exist(module, command, monkeypatch, capsys):
-    monkeypatch.delitem(sys.modules, module, raising=False)
+    name = module if "." in module else f"{module}.__main__"
+    monkeypatch.delitem(sys.modules, name, raising=False)  # another test may have imported it
     monkeypatch.setattr(sys, "argv", [module or "run.py", *([command] if command else []), "--help"])
     with pytest.raises(SystemExit) as stopped:
         if module:
-            runpy.run_module(module if "." in module else f"{module}.__main__", run_name="__main__", alter_sys=True)
+            runpy.run_module(name, run_name="__main__", alter_sys=True)
         else:
             runpy.run_path(str(ROOT / "run.py"), run_name="__main__")
     assert stopped.value.code in (None, 0)
