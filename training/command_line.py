@@ -24,6 +24,7 @@ from training.settings import (
 )
 from utils.command import Parser, flag_of
 from utils.errors import UserError
+from utils.runs import CONFIG, is_run, read_config
 
 
 @dataclass(frozen=True)
@@ -152,7 +153,7 @@ def parse_command(arguments: Sequence[str], *, method_name: str) -> Command:
         raise UserError("--seed and --seeds: give one of the two.")
     if resume is not None:
         return Command(resumed_settings(Path(resume), given), Path(resume))
-    if cell is not None and _has_run(cell):
+    if cell is not None and is_run(Path(cell)):
         return Command(resumed_settings(Path(cell), given), Path(cell), cell=True)
     if method_name not in ALL_METHODS:
         known = ", ".join(ALL_METHODS)
@@ -201,8 +202,6 @@ def resumed_settings(folder: Path, given: dict[str, Any]) -> Settings:
     Raises:
         UserError: it is not the folder of a run, or a flag would change the results.
     """
-    from utils.runs import CONFIG, read_config  # imports torch, which is slow, and --help does not need it
-
     settings = Settings.from_json(read_config(folder)["settings"], folder / CONFIG)
     longer = given.get("max_iter", 0) > settings.max_iter
     if longer and settings.method in WHOLE_SCHEDULE:
@@ -218,12 +217,6 @@ def resumed_settings(folder: Path, given: dict[str, Any]) -> Settings:
             "leave them out, or start a new run."
         )
     return dataclasses.replace(settings, **{field: given[field] for field in allowed if field in given})
-
-
-def _has_run(folder: str) -> bool:
-    from utils.runs import is_run  # as above
-
-    return is_run(Path(folder))
 
 
 def differences(wanted: dict[str, Any], settings: Settings) -> list[str]:

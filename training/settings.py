@@ -12,13 +12,11 @@ import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from data.options import Options
 from utils.command import AUGMENTATIONS, BACKBONES, DATASETS, MOST_PIXELS, PROTOCOLS, bounded, flag_of
 from utils.errors import UserError
-
-if TYPE_CHECKING:
-    from data.options import Options
 
 METHODS = ("main_mmasia", "main_tomm")
 BASELINES = ("adsh", "dpsh", "hashnet", "csq", "greedyhash", "orthohash")  # other methods on the same harness
@@ -229,8 +227,6 @@ class Settings:
 
     def data_options(self) -> Options:
         """The settings that `data.load_data` needs."""
-        from data.options import Options  # imports torch, which is slow, and --help does not need it
-
         return Options(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Options)})
 
 
