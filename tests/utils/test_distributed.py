@@ -84,7 +84,9 @@ def test_two_processes_equal_their_batches_one_after_the_other(method, tmp_path)
     for process, output in start_job(flags, tmp_path, double=True):
         ended(process, output)
     (folder,) = logs.iterdir()
-    assert "learned" in (tmp_path / "output-0").read_text() and (tmp_path / "output-1").read_text() == ""
+    first, second = ((tmp_path / f"output-{rank}").read_text().splitlines() for rank in range(2))
+    assert any("learned" in line for line in first)
+    assert [line for line in second if not line.startswith("[Gloo]")] == []  # which torch before 2.10 prints
 
     torch.set_default_dtype(torch.float64)
     try:
