@@ -198,7 +198,7 @@ def test_the_csv_files(folder, tmp_path):
     found.to_csv(curves, index=False)
 
     def write(path, rows):
-        pd.DataFrame(rows if isinstance(rows, list) else [rows]).to_csv(path, index=False)
+        pd.DataFrame(rows if isinstance(rows, list) else [rows], dtype=object).to_csv(path, index=False)
 
     rows = pd.read_csv(path, dtype=str).to_dict("records")
     check(path, lambda: tables.wide_tables(tables.as_runs(tables.collect([path]))), write, rows)
