@@ -5,6 +5,7 @@ right format with the wrong things in it.
 """
 
 import copy
+import csv
 import io
 import json
 import random
@@ -198,7 +199,11 @@ def test_the_csv_files(folder, tmp_path):
     found.to_csv(curves, index=False)
 
     def write(path, rows):
-        pd.DataFrame(rows if isinstance(rows, list) else [rows], dtype=object).to_csv(path, index=False)
+        rows = [row if isinstance(row, dict) else {"0": row} for row in (rows if isinstance(rows, list) else [rows])]
+        with path.open("w", encoding="utf-8", newline="") as file:  # pandas cannot write every number of Python
+            writer = csv.DictWriter(file, list(dict.fromkeys(field for row in rows for field in row)))
+            writer.writeheader()
+            writer.writerows(rows)
 
     rows = pd.read_csv(path, dtype=str).to_dict("records")
     check(path, lambda: tables.wide_tables(tables.as_runs(tables.collect([path]))), write, rows)
