@@ -28,18 +28,23 @@ def shorter_side_for(image_size: int) -> int:
 
 def resized_size(height: int, width: int, shorter_side: int) -> tuple[int, int]:
     """(height, width) after torchvision's ``Resize(shorter_side)``."""
-    if height <= width:
-        return shorter_side, int(shorter_side * width / height)
-    return int(shorter_side * height / width), shorter_side
+    height, width = _resized_sizes(np.array([[height, width]]), shorter_side)[0].tolist()
+    return height, width
+
+
+def _resized_sizes(sizes: np.ndarray, shorter_side: int) -> np.ndarray:
+    """`resized_size` of n images, int [n, 2] → int64 [n, 2]."""
+    exact = shorter_side * sizes.astype(np.int64) / sizes.min(axis=1, keepdims=True)
+    return exact.astype(np.int64)
 
 
 def eval_windows(sizes: np.ndarray, image_size: int, shorter_side: int) -> np.ndarray:
     """``Resize(shorter_side)`` and ``CenterCrop(image_size)`` of images of these sizes: windows, int64 [n, 9]."""
     table = np.zeros((len(sizes), 9), dtype=np.int64)
     table[:, HEIGHT], table[:, WIDTH] = sizes[:, 0], sizes[:, 1]
-    shorter = sizes.min(axis=1, keepdims=True)
-    table[:, OUT_HEIGHT : OUT_WIDTH + 1] = shorter_side * sizes.astype(np.int64) / shorter  # rounded down
-    table[:, OFFSET_Y : OFFSET_X + 1] = np.rint((table[:, OUT_HEIGHT : OUT_WIDTH + 1] - image_size) / 2)
+    resized = _resized_sizes(sizes, shorter_side)
+    table[:, OUT_HEIGHT : OUT_WIDTH + 1] = resized
+    table[:, OFFSET_Y : OFFSET_X + 1] = np.rint((resized - image_size) / 2)
     return table
 
 

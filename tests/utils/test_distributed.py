@@ -86,7 +86,7 @@ def test_two_processes_equal_their_batches_one_after_the_other(method, tmp_path)
     (folder,) = logs.iterdir()
     first, second = ((tmp_path / f"output-{rank}").read_text().splitlines() for rank in range(2))
     assert any("learned" in line for line in first)
-    assert [line for line in second if not line.startswith("[Gloo]")] == []  # which torch before 2.10 prints
+    assert [line for line in second if not line.startswith("[Gloo]")] == []  # which torch 2.9 prints
 
     torch.set_default_dtype(torch.float64)
     try:
